@@ -1,0 +1,48 @@
+"""The law over weights that every part of the library speaks: mean, variance, draws."""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from weightbank.layout import Layout
+from weightbank.types import Draws, Flat
+
+
+@runtime_checkable
+class WeightDistribution(Protocol):
+    """A probability law over the flat weight vector θ of shape (P,)."""
+
+    @property
+    def layout(self) -> Layout:
+        """Which weight stands where."""
+        ...
+
+    def mean(self) -> Flat:
+        """E[θ], shape (P,)."""
+        ...
+
+    def variance(self) -> Flat:
+        """The marginal variances E[(θ - E θ)²], shape (P,), in squared weight units."""
+        ...
+
+    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Draws:
+        """`count` independent draws, shape (S, P); one pass over stored rows per call, not per draw."""
+        ...
+
+
+@runtime_checkable
+class StreamedDistribution(WeightDistribution, Protocol):
+    """A law that can also hand out its draws one by one in bounded memory."""
+
+    def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
+        """The rows of `sample(count, generator=...)`, one at a time, for an equally seeded generator.
+
+        A yielded tensor is valid until the next one is asked for.
+        """
+        ...
+
+
+def seed_of(generator: torch.Generator | None) -> int:
+    """One 62-bit seed drawn from `generator` (torch's default one if None); the only randomness a law consumes."""
+    return int(torch.randint(0, 2**62, (1,), generator=generator).item())

@@ -1,0 +1,59 @@
+"""Running mean and scatter of vectors by Welford's recursion (1962), never E[x²] - E[x]²."""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+from weightbank.types import Flat
+
+
+def advance(x: Flat, mean: Flat, scatter: Flat | None, count: int) -> None:
+    """Take the `count`-th vector `x` into the running `mean` and `scatter` Σ (x - mean)², in place.
+
+    d = x - mean;  mean += d / t;  scatter += d (x - mean). All float32, shape (P,), contiguous, on the CPU. The same
+    bits with and without numba.
+    """
+    if x.is_contiguous() and find_spec("numba") is not None:
+        fast = _fast()
+        if scatter is None:
+            fast[0](x.numpy(), mean.numpy(), _inverse(count))
+        else:
+            fast[1](x.numpy(), mean.numpy(), scatter.numpy(), _inverse(count))
+    else:
+        advance_reference(x, mean, scatter, count)
+
+
+def advance_reference(x: Tensor, mean: Tensor, scatter: Tensor | None, count: int) -> None:
+    """The same in plain torch: four passes, two temporaries."""
+    d = x - mean
+    mean.add_(d * float(_inverse(count)))
+    if scatter is not None:
+        scatter.add_(d.mul_(x - mean))
+
+
+def _inverse(count: int) -> Any:
+    import numpy as np
+
+    return np.float32(1.0) / np.float32(count)
+
+
+@cache
+def _fast() -> tuple[Any, Any]:
+    from numba import njit
+
+    @njit(cache=True, nogil=True)
+    def mean_only(x: Any, mean: Any, inverse: Any) -> None:
+        for i in range(x.size):
+            mean[i] += (x[i] - mean[i]) * inverse
+
+    @njit(cache=True, nogil=True)
+    def both(x: Any, mean: Any, scatter: Any, inverse: Any) -> None:
+        for i in range(x.size):
+            d = x[i] - mean[i]
+            m = mean[i] + d * inverse
+            mean[i] = m
+            scatter[i] += d * (x[i] - m)
+
+    return mean_only, both

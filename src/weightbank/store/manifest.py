@@ -1,0 +1,81 @@
+"""The immutable first page of a log: what its rows are, checked value by value when it is read."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from zlib_ng.zlib_ng import crc32
+
+from weightbank.errors import CorruptError, WeightbankError
+from weightbank.formats import Format, format_of
+from weightbank.layout import Layout
+from weightbank.store.segments import Geometry
+
+_KIND, _VERSION = "weightbank rows", 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Numbers per row, their format, rows to keep (None: all), sizes on the medium, and the layout of the weights."""
+
+    size: int
+    format: Format
+    keep: int | None
+    geometry: Geometry
+    layout: Layout | None = None
+    notes: Any = None
+
+    def dump(self) -> bytes:
+        """The manifest as JSON with a checksum of everything else in it."""
+        content = {
+            "kind": _KIND,
+            "version": _VERSION,
+            "size": self.size,
+            "format": repr(self.format),
+            "keep": self.keep,
+            "slots": self.geometry.slots,
+            "row_bytes": self.geometry.row_bytes,
+            "segment_rows": self.geometry.segment_rows,
+            "layout": None if self.layout is None else self.layout.describe(),
+            "notes": self.notes,
+        }
+        return json.dumps({**content, "crc32": _checksum(content)}, indent=1).encode()
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> "Manifest":
+        """Read and check a manifest; `CorruptError` says what is wrong. Nothing in it is executed or allocated."""
+        try:
+            content = json.loads(data)
+            if not isinstance(content, dict) or content.get("kind") != _KIND:
+                raise CorruptError(f"{where}: manifest.json is not that of a row log")
+            if content.get("version") != _VERSION:
+                raise CorruptError(f"{where}: version {content.get('version')!r}; this library reads {_VERSION}")
+            if content.pop("crc32", None) != _checksum(content):
+                raise CorruptError(f"{where}: manifest.json does not match its checksum")
+            size, keep = content["size"], content["keep"]
+            if not _positive(size) or not (keep is None or _positive(keep)):
+                raise CorruptError(f"{where}: manifest.json has size {size!r} and keep {keep!r}")
+            chosen = format_of(str(content["format"]))
+            geometry = Geometry(chosen.row_bytes(size), content["slots"], content["segment_rows"])
+            slots = geometry.slots
+            good = geometry.row_bytes == content["row_bytes"] and _positive(geometry.segment_rows)
+            good = (
+                good and ((slots is None) == (keep is None)) and (slots is None or (_positive(slots) and slots > keep))
+            )
+            layout = None if content["layout"] is None else Layout.parse(content["layout"])
+            if not good or (layout is not None and layout.size != size):
+                raise CorruptError(f"{where}: manifest.json contradicts itself")
+        except (WeightbankError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, CorruptError):
+                raise
+            raise CorruptError(f"{where}: manifest.json cannot be read: {error}") from error
+        return cls(size, chosen, keep, geometry, layout, content.get("notes"))
+
+
+def _positive(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**48
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{crc32(text.encode()):08x}"

@@ -1,0 +1,276 @@
+"""Where the bytes of a log live: named blobs in a directory of files, or in memory."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from weightbank.errors import CapacityError, CorruptError, LockedError, StoreError
+
+Bytes = UInt8[np.ndarray, " B"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Blob(Protocol):
+    """Bytes with real space behind them up to `size`; offsets and lengths count bytes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes allocated."""
+        ...
+
+    def read_into(self, offset: int, out: Bytes) -> None:
+        """Fill `out` from `offset` on; `CorruptError` if the blob ends before."""
+        ...
+
+    def read_strided(self, offset: int, stride: int, out: UInt8[np.ndarray, "R B"]) -> None:
+        """Fill row r of `out` from `offset + r * stride`."""
+        ...
+
+    def write(self, offset: int, data: Bytes | bytes) -> None:
+        """Write `data` at `offset`, within the reserved size."""
+        ...
+
+    def reserve(self, size: int) -> None:
+        """Make at least `size` bytes really exist, or raise `CapacityError` and change nothing."""
+        ...
+
+    def trim(self, size: int) -> None:
+        """Give back what lies beyond `size`."""
+        ...
+
+    def sync(self) -> None:
+        """Return when all written bytes survive a power loss (as far as the medium can promise)."""
+        ...
+
+    def close(self) -> None:
+        """Release the handle."""
+        ...
+
+
+class Medium(Protocol):
+    """A place that holds blobs by name."""
+
+    @property
+    def staged(self) -> bool:
+        """Whether writing is slow enough that a writer thread and staging buffers pay."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Total bytes this place can hold, where that is fixed."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the blob `name` is there."""
+        ...
+
+    def open(self, name: str, *, writable: bool, capacity: int = 0) -> Blob:
+        """Open the blob `name`; a writable one is created if missing, with room to grow to `capacity` bytes."""
+        ...
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The whole small blob `name`; `CorruptError` if it is longer than `limit`."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Create or replace the small blob `name` in one step that survives a power loss."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget the blob `name` if it is there."""
+        ...
+
+    def lock(self) -> None:
+        """Become the only writer, or raise `LockedError`."""
+        ...
+
+    def unlock(self) -> None:
+        """Stop being the writer."""
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes allocated per blob."""
+        ...
+
+
+@contextmanager
+def full_disk_named(what: str, wanted: int) -> Iterator[None]:
+    """Turn a full disk, quota or file-size limit into `CapacityError`, other failures into `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise CapacityError(
+                f"{what}: no room for {wanted:,} bytes ({error.strerror}); what was committed is safe: "
+                "free some space or move the directory, then open it again"
+            ) from error
+        raise StoreError(f"{what}: {error.strerror or error}") from error
+
+
+class FileBlob:
+    """A file, read with preadv and written with pwrite; space is allocated before it is used."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        flags = (os.O_RDWR | os.O_CREAT) if writable else os.O_RDONLY
+        self._path = path
+        self._fd = -1
+        try:
+            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot open: {error.strerror}") from error
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor."""
+        return self._fd
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def read_into(self, offset: int, out: Bytes) -> None:
+        done, view = 0, out.data
+        while done < len(view):
+            count = os.preadv(self._fd, [view[done:]], offset + done)
+            if count == 0:
+                raise CorruptError(
+                    f"{self._path}: ends at byte {self.size:,}, wanted {offset:,} to {offset + len(view):,}"
+                )
+            done += count
+
+    def read_strided(self, offset: int, stride: int, out: UInt8[np.ndarray, "R B"]) -> None:
+        width, fd = out.shape[1], self._fd
+        for row in range(out.shape[0]):
+            if os.preadv(fd, [out[row]], offset + row * stride) != width:
+                self.read_into(offset + row * stride, out[row])
+
+    def write(self, offset: int, data: Bytes | bytes) -> None:
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        with full_disk_named(str(self._path), len(view)):
+            while len(view):
+                count = os.pwrite(self._fd, view, offset)
+                view, offset = view[count:], offset + count
+
+    def reserve(self, size: int) -> None:
+        before = self.size
+        if size <= before:
+            return
+        try:
+            with full_disk_named(str(self._path), size - before):
+                os.posix_fallocate(self._fd, before, size - before)
+        except StoreError:
+            os.ftruncate(self._fd, before)
+            raise
+
+    def trim(self, size: int) -> None:
+        if size < self.size:
+            os.ftruncate(self._fd, size)
+
+    def sync(self) -> None:
+        with full_disk_named(str(self._path), 0):
+            os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Directory:
+    """A directory on any file system: NVMe, tmpfs, a DAX mount, a CXL-backed disk."""
+
+    staged = True
+    limit: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+
+    def __repr__(self) -> str:
+        return str(self.path)
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def open(self, name: str, *, writable: bool, capacity: int = 0) -> FileBlob:
+        if writable:
+            self._make()
+        return FileBlob(self.path / name, writable=writable)
+
+    def read(self, name: str, limit: int) -> bytes:
+        try:
+            with open(self.path / name, "rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise StoreError(f"{self.path / name}: cannot read: {error.strerror}") from error
+        if len(data) > limit:
+            raise CorruptError(f"{self.path / name}: more than {limit:,} bytes, not one of our files")
+        return data
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._make()
+        partial = self.path / f"{name}.partial"
+        try:
+            with full_disk_named(str(partial), len(data)), open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except StoreError:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(self.path / name)
+        sync_directory(self.path)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        self._make()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        take_lock(descriptor, self.path)
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def sizes(self) -> dict[str, int]:
+        if not self.path.is_dir():
+            return {}
+        found = ((file.name, file.stat()) for file in sorted(self.path.iterdir()) if file.is_file())
+        return {name: min(status.st_blocks * 512, -(-status.st_size // 4096) * 4096) for name, status in found}
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot make this directory: {error.strerror}") from error
+
+
+def take_lock(descriptor: int, path: Path) -> None:
+    """Lock an open file for writing or raise `LockedError`; the kernel drops it when the process dies."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise LockedError(
+            f"{path}: another writer has this log open; close it, or read along with RowLog(..., read_only=True)"
+        ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,3 @@
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("weightbank", "beartype.beartype")
