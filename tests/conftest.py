@@ -1,3 +1,3 @@
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("weightbank", "beartype.beartype")
+hook = install_import_hook("weightbank", "typecheck.checked")

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def stored() -> Callable[[str], Path]:
-    """The path of real data below WEIGHTBANK_DATA, else in the folder shared/data beside the repository."""
+    """Find real data below WEIGHTBANK_DATA, or beside the repository; skip the test without."""
     place = os.environ.get("WEIGHTBANK_DATA")
     root = Path(place) if place else Path(__file__).parents[3] / "shared" / "data"
 

@@ -112,7 +112,18 @@ def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 2**20
-    assert len(read_idx(tmp_path / "bomb.gz", limit=size)) == size
+
+
+def test_reading_a_zipped_file_holds_its_values_once(tmp_path):
+    size = 2**26
+    (tmp_path / "large.gz").write_bytes(gzip.compress(idx(np.zeros(size, "u1")), 1))
+    tracemalloc.start()
+    try:
+        assert len(read_idx(tmp_path / "large.gz")) == size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size <= peak < size + 2**23  # the values and a few chunks of 1 MiB
 
 
 def test_a_bomb_behind_a_small_header_is_not_unfolded(tmp_path):
@@ -132,9 +143,10 @@ def test_random_bytes_are_read_or_refused(tmp_path_factory, content, zipped):
     path = tmp_path_factory.mktemp("random") / "values"
     path.write_bytes(gzip.compress(b"\0\0\10" + content) if zipped else b"\0\0\10" + content)
     try:
-        assert read_idx(path).numel() <= len(content)
-    except DataError as error:
-        assert str(path) in str(error)
+        values = read_idx(path)
+    except DataError:
+        return
+    assert idx(values.numpy()) == b"\0\0\10" + content
 
 
 def test_a_folder_is_no_idx_file(tmp_path):
@@ -167,7 +179,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_files_that_do_not_match_are_refused(tmp_path):
     write_family(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(4, "u1")))
-    with pytest.raises(DataError, match=r"shape \(3, 1, 4, 3\) and 4 labels"):
+    with pytest.raises(DataError, match=r"shape \(3, 1, 4, 3\) and labels of shape \(4,\)"):
         mnist_family(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(3, "i4")))
     with pytest.raises(DataError, match=r"torch.int32 of shape \(3,\); wanted torch.uint8 in 1 dimensions"):
@@ -178,7 +190,7 @@ def check_against_numpy(folder: Path) -> None:
     data = mnist_family(folder)
     for (x, y), part, count in ((data.train, "train", 60_000), (data.test, "t10k", 10_000)):
         images, labels = (
-            np.frombuffer(gzip.open(folder / f"{part}-{kind}-ubyte.gz").read(), np.uint8, offset=offset)
+            np.frombuffer(gzip.decompress((folder / f"{part}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=offset)
             for kind, offset in (("images-idx3", 16), ("labels-idx1", 8))
         )
         assert x.shape == (count, 1, 28, 28)

@@ -51,8 +51,8 @@ def test_classes_are_numbered_by_the_largest_label_of_both_parts():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (X[:1], Y, r"shape \(1, 1, 4, 4\) and 2 labels"),
-        (X[:0], Y[:0], "not none"),
+        (X[:1], Y, r"images of shape \(1, 1, 4, 4\) and labels of shape \(2,\)"),
+        (X[:0], Y[:0], "N of at least 1"),
         (X[0], Y, r"wanted \(N, H, W\) or \(N, C, H, W\)"),
         (np.zeros((2, 32, 32, 3), np.uint8), Y, "channels last"),
         (X.astype(np.int64), Y, "wanted uint8 in 0 .. 255 or floating point"),
@@ -90,5 +90,5 @@ def test_data_built_directly_are_checked_as_well():
     x, y = torch.zeros(1, 1, 2, 2), torch.tensor([3])
     with pytest.raises(DataError, match="labels go from 3 to 3"):
         ImageData("direct", (x, y), (x, y), ("only",))
-    with pytest.raises(DataError, match="of float32 and"):
-        ImageData("direct", (x.double(), y), (x, y), ("only",))
+    with pytest.raises(DataError, match="direct test: pixels go from 2 to 2"):
+        ImageData("direct", (x, y - 3), (x + 2, y - 3), ("only",))

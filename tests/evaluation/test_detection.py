@@ -49,5 +49,13 @@ def test_standard_error_is_the_spread_over_repeated_data(measure):
     assert np.mean([one.stderr for one in found]) == pytest.approx(spread, rel=0.2)
 
 
+def test_standard_error_with_ties_is_delongs_double_loop():
+    known, foreign = (part.round() for part in scores(40, 25))
+    wins = np.array([[float(f > k) + 0.5 * float(f == k) for k in known] for f in foreign])
+    wanted = np.sqrt(wins.mean(1).var(ddof=1) / 25 + wins.mean(0).var(ddof=1) / 40)
+    assert auroc(known, foreign).stderr == pytest.approx(wanted, rel=1e-12)
+    assert auroc(known, foreign).mean == pytest.approx(wins.mean(), abs=1e-6)
+
+
 def test_one_example_has_no_standard_error():
     assert auroc(torch.tensor([0.0]), torch.tensor([1.0, 2.0])).stderr is None

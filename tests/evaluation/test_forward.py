@@ -110,6 +110,20 @@ def test_a_later_draw_does_not_depend_on_earlier_ones(task):
     torch.testing.assert_close(together, torch.stack(alone).mean(0), rtol=0, atol=1e-14)
 
 
+def test_buffers_that_drift_in_training_start_anew_for_every_draw(task):
+    class Drifting(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.scale += 1
+            return super().forward(x)
+
+    task = Task("drifting", Drifting(), F.cross_entropy, task.train, task.test)
+    theta = task.theta()
+    twice = evaluate(task, Diagonal(theta, 0.0, task.layout), 2)
+    assert float(twice.variance.max()) == 0
+    assert torch.equal(task.model.scale, torch.tensor(2.0))
+
+
 def test_the_models_own_weights_are_refreshed_too_unless_kept(task):
     kept = evaluate(task, Point(task.theta(), task.layout), batch_norm="keep").probabilities
     with torch.no_grad(), evaluating(task.model):

@@ -87,9 +87,11 @@ def test_two_calls_agree_and_another_seed_does_not(task, law):
 
 def test_nothing_of_the_callers_moves(task, law):
     x, y = gaussian_blobs(40, 3)
-    loader = DataLoader(TensorDataset(x, y), batch_size=16)
-    weights, before = task.theta(), torch.get_rng_state()
-    evaluate(task, law, 3, data=loader)
+    held = torch.Generator().manual_seed(1)
+    loader = DataLoader(TensorDataset(x, y), batch_size=16, generator=held)
+    held_before, weights, before = held.get_state(), task.theta(), torch.get_rng_state()
+    evaluate(task, law, 3, data=loader, ood=loader)
+    assert torch.equal(held.get_state(), held_before)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(task.theta(), weights)
     assert all(parameter.grad is None for parameter in task.model.parameters())

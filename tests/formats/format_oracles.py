@@ -21,9 +21,13 @@ def vectors(least: int = 0, most: int = 200) -> st.SearchStrategy[Tensor]:
     return st.lists(finite_floats, min_size=least, max_size=most).map(lambda xs: torch.tensor(xs, dtype=torch.float32))
 
 
-def random_bits(count: int, generator: torch.Generator, spread: int | None = None) -> Tensor:
-    """`count` finite floats of random bits; with `spread`, exponents within that many binades of each other."""
+def random_bits(count: int, generator: torch.Generator, spread: int | None = None, mantissa_bits: int = 23) -> Tensor:
+    """`count` finite floats of random bits; with `spread`, exponents within that many binades of each other.
+
+    Few mantissa bits make powers of two (0) and ties (a few more than a code has).
+    """
     bits = torch.randint(-(2**31), 2**31, (count,), generator=generator, dtype=torch.int64).to(torch.int32)
+    bits = bits & ~((1 << (23 - mantissa_bits)) - 1)
     if spread is None:
         x = bits.view(torch.float32)
         return torch.where(x.isfinite(), x, torch.full_like(x, -torch.finfo(torch.float32).max))

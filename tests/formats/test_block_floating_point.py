@@ -137,7 +137,8 @@ def test_quantizing_twice_changes_nothing(x, bits, block, exponent_bits, symmetr
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_quantizing_twice_changes_nothing_on_a_million_random_bits(bits):
     generator = torch.Generator().manual_seed(bits)
-    for x in (random_bits(2**18, generator), *(random_bits(2**15, generator, spread) for spread in range(4))):
+    tight = [random_bits(2**15, generator, spread, mantissa) for spread in range(4) for mantissa in (0, bits, 23)]
+    for x in (random_bits(2**18, generator), *tight):
         for codes in ("full", "symmetric"):
             fmt = BlockFloatingPoint(bits, 8, codes=codes)
             once = fmt.quantize(x)

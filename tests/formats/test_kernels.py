@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -23,8 +24,8 @@ SIZES = [1, 3, 31, 64, 65, 1000, 4097]
 def test_encoded_bytes_equal_the_reference_bit_for_bit(fmt):
     generator = torch.Generator().manual_seed(3)
     for size in SIZES:
-        for spread in (None, 0, 1, 6, 40):
-            x = random_bits(size, generator, spread)
+        for spread, mantissa_bits in itertools.product((None, 0, 1, 6, 40), (0, 4, 8, 23)):
+            x = random_bits(size, generator, spread, mantissa_bits)
             if size == 1000:
                 x[::7], x[64:200] = -0.0, 0.0
             fast = torch.full((fmt.row_bytes(size),), 0x5A, dtype=torch.uint8)

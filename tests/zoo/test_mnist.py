@@ -82,13 +82,16 @@ def test_conv_forward_equals_the_formula_when_dropout_is_off():
     torch.testing.assert_close(net(x), logits.log_softmax(1))
 
 
-def test_dropout_acts_in_training_only():
-    net = model_2conv2fc()
+@pytest.mark.parametrize("place", ["conv2_drop", "fc1_drop"])
+def test_each_dropout_acts_in_training_only(place):
+    net = model_2conv2fc().eval()
     x = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    still = net(x)
+    assert torch.equal(still, net(x))
+    net.get_submodule(place).train()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert not torch.equal(net.train()(x), net(x))
-    assert torch.equal(net.eval()(x), net(x))
+        assert not torch.equal(still, net(x))
 
 
 def test_fresh_weights_come_from_the_default_generator():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weightbank.data.columns import Columns
@@ -47,7 +48,9 @@ def decode(rows: Iterable[Mapping[str, Any]], columns: Columns, count: int, *, s
             another size, or colour where the first has none, or more than `limit` bytes of pixels in all.
     """
     pillow = require("PIL.Image", f"decoding the images of {source}")
-    pixels: np.ndarray[Any, Any] | None = None
+    if count < 1:
+        raise DataError(f"{source} has {count:,} rows; wanted at least one")
+    pixels: NDArray[Any] | None = None
     labels: list[int] = []
     splits: list[str | None] = []
     with warnings.catch_warnings():
@@ -64,9 +67,7 @@ def decode(rows: Iterable[Mapping[str, Any]], columns: Columns, count: int, *, s
                 pixels = _allocate(picture, count, source, limit)
             _fill(pixels[number], picture, where)
     if pixels is None or len(labels) < count:
-        raise DataError(
-            f"{source} promises {count:,} rows and has {len(labels):,}; wanted at least one, and all of them"
-        )
+        raise DataError(f"{source} promises {count:,} rows and has {len(labels):,}; the file is damaged")
     return Decoded(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64), splits)
 
 
@@ -88,7 +89,7 @@ def _open(pillow: Any, encoded: bytes | None, where: str) -> Any:
         ) from error
 
 
-def _allocate(picture: Any, count: int, source: str, limit: int) -> np.ndarray[Any, Any]:
+def _allocate(picture: Any, count: int, source: str, limit: int) -> NDArray[Any]:
     width, height = picture.size
     shape = (count, 1 if picture.mode in GREY else 3, height, width)
     size = count * shape[1] * height * width
@@ -100,7 +101,7 @@ def _allocate(picture: Any, count: int, source: str, limit: int) -> np.ndarray[A
     return np.empty(shape, np.uint8)
 
 
-def _fill(out: np.ndarray[Any, Any], picture: Any, where: str) -> None:
+def _fill(out: NDArray[Any], picture: Any, where: str) -> None:
     """Decode one image into (channels, height, width)."""
     channels, height, width = out.shape
     if picture.size != (width, height):

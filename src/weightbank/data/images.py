@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weightbank.errors import DataError
@@ -16,7 +17,7 @@ LIMIT = 2**30
 
 MAX_NUMBERED_CLASSES = 2**16
 
-Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+Array: TypeAlias = Tensor | NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,13 +37,9 @@ class ImageData:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        _check_shapes(self.name, self.train, self.test)
         for part, (x, y) in (("train", self.train), ("test", self.test)):
-            _check(f"{self.name} {part}", x, y, len(self.classes))
-        if self.train[0].shape[1:] != self.test[0].shape[1:]:
-            raise DataError(
-                f"{self.name}: train images have shape {tuple(self.train[0].shape[1:])} and test images "
-                f"{tuple(self.test[0].shape[1:])}; wanted one shape"
-            )
+            _check_values(f"{self.name} {part}", x, y, len(self.classes))
 
     def __repr__(self) -> str:
         counts = f"train={len(self.train[1])}, test={len(self.test[1])}"
@@ -78,13 +75,15 @@ def from_arrays(
     >>> from_arrays(rows, rows, name="blank")
     ImageData('blank', train=3, test=3, shape=(1, 8, 8), classes=2)
     """
-    pairs = [
-        (_pixels(_tensor(x), f"{name} {part}"), _labels(_tensor(y), f"{name} {part}"))
-        for part, (x, y) in (("train", train), ("test", test))
-    ]
+    train, test = _tensors(train, f"{name} train"), _tensors(test, f"{name} test")
+    _check_shapes(name, train, test)
     if classes is None:
-        classes = _numbered(name, [y for _, y in pairs])
-    return ImageData(name, pairs[0], pairs[1], tuple(classes))
+        classes = _numbered(name, max(int(train[1].max()), int(test[1].max())))
+    return ImageData(name, train, test, tuple(classes))
+
+
+def _tensors(pair: tuple[Array, Array], what: str) -> tuple[Tensor, Tensor]:
+    return _pixels(_tensor(pair[0]), what), _labels(_tensor(pair[1]), what)
 
 
 def _tensor(array: Array) -> Tensor:
@@ -122,25 +121,29 @@ def _labels(y: Tensor, what: str) -> Tensor:
     return y.to(torch.int64)
 
 
-def _numbered(name: str, labels: Sequence[Tensor]) -> tuple[str, ...]:
-    count = 1 + max((int(y.max()) for y in labels if y.numel()), default=-1)
-    if count > MAX_NUMBERED_CLASSES:
+def _numbered(name: str, largest: int) -> tuple[str, ...]:
+    if largest >= MAX_NUMBERED_CLASSES:
         raise DataError(
-            f"{name}: labels go up to {count - 1:,} and no class names came; number classes from 0, or give classes="
+            f"{name}: labels go up to {largest:,} and no class names came; number classes from 0, or give classes="
         )
-    return tuple(str(label) for label in range(count))
+    return tuple(str(label) for label in range(largest + 1))
 
 
-def _check(what: str, x: Tensor, y: Tensor, classes: int) -> None:
-    if x.ndim != 4 or x.dtype != torch.float32 or y.ndim != 1 or y.dtype != torch.int64:
+def _check_shapes(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
+    for part, (x, y) in (("train", train), ("test", test)):
+        if x.ndim != 4 or y.ndim != 1 or len(x) != len(y) or x.numel() == 0:
+            raise DataError(
+                f"{name} {part}: images of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}; wanted "
+                "(N, C, H, W) and (N,) with N of at least 1"
+            )
+    if train[0].shape[1:] != test[0].shape[1:]:
         raise DataError(
-            f"{what}: images of shape {tuple(x.shape)}, {x.dtype}, labels of shape {tuple(y.shape)}, {y.dtype}; wanted "
-            "(N, C, H, W) of float32 and (N,) of int64"
+            f"{name}: train images have shape {tuple(train[0].shape[1:])} and test images {tuple(test[0].shape[1:])}; "
+            "wanted one shape"
         )
-    if len(x) != len(y) or x.numel() == 0:
-        raise DataError(
-            f"{what}: images of shape {tuple(x.shape)} and {len(y):,} labels; wanted equally many of both, not none"
-        )
+
+
+def _check_values(what: str, x: Tensor, y: Tensor, classes: int) -> None:
     low, high = (bound.item() for bound in x.aminmax())
     if not (low >= 0 and high <= 1):  # also true of NaN, which aminmax hands on
         raise DataError(

@@ -6,7 +6,7 @@ the rows X (K, P) stay where they are. C is never formed where a cumulative sum 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ TILE = 16_384
 _BLOCK_BYTES = 48 << 20
 
 
+@runtime_checkable
 class Weights(Protocol):
     """The small matrix (C, b)."""
 
@@ -63,12 +64,14 @@ class Running:
         return self.scale * (z + earlier), -self.scale * self.total * share.sum(1)
 
     def push(self, x: Float[Tensor, "K W"], centre: Float[Tensor, " W"]) -> Float[Tensor, "R W"]:
-        numbers = self._numbers(x)[:, None]
-        sums = x.cumsum(0)
-        if self.first == 1:
-            return x.sub_(sums.div_(numbers)).mul_(self.scale)
-        before = self.total * centre - sums[-1]
-        return x.sub_(sums.add_(before).div_(numbers)).mul_(self.scale)
+        mean = torch.zeros_like(centre)
+        if self.first > 1:
+            before = self.total * centre - x.sum(0)
+            mean = before.div_(self.first - 1)
+        for number, row in enumerate(x, self.first):
+            mean.lerp_(row, 1 / number)
+            row.sub_(mean)
+        return x.mul_(self.scale)
 
     def _numbers(self, like: Tensor) -> Tensor:
         return torch.arange(self.first, self.first + self.count, dtype=like.dtype, device=like.device)

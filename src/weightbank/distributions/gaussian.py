@@ -147,9 +147,8 @@ class Gaussian:
         """A law saved by `save`; its rows stay in the file. `CorruptError` if the file is something else."""
         file = ArrayFile(path)
         if file.metadata.get("weightbank") != _KIND:
-            raise CorruptError(
-                f"{path}: holds {file.metadata.get('weightbank', 'no weightbank data')!r}, not a Gaussian"
-            )
+            found = file.metadata.get("weightbank", "nothing of weightbank")
+            raise CorruptError(f"{path}: holds {found!r}, wanted {_KIND!r}")
         try:
             layout = Layout.parse(json.loads(file.metadata["layout"]))
         except (KeyError, ValueError, RecursionError) as error:

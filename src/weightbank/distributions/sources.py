@@ -1,7 +1,7 @@
 """Stored rows X of shape (K, P), wherever they lie, read by blocks of columns."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from weightbank.store.arrays import ArrayFile
 from weightbank.types import Rows
 
 
+@runtime_checkable
 class RowSource(Protocol):
     """K rows of P numbers; a block is `rows` x `columns`, where `columns` starts at a multiple of 16,384."""
 

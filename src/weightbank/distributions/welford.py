@@ -1,11 +1,11 @@
 """Running mean and scatter of vectors by Welford's recursion (1962), never E[x²] - E[x]²."""
 
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
 
+from weightbank.jit import available, jit
 from weightbank.types import Flat
 
 
@@ -15,7 +15,7 @@ def advance(x: Flat, mean: Flat, scatter: Flat | None, count: int) -> None:
     d = x - mean;  mean += d / t;  scatter += d (x - mean). All float32, shape (P,), contiguous, on the CPU. The same
     bits with and without numba.
     """
-    if x.is_contiguous() and find_spec("numba") is not None:
+    if x.is_contiguous() and available():
         fast = _fast()
         if scatter is None:
             fast[0](x.numpy(), mean.numpy(), _inverse(count))
@@ -39,21 +39,19 @@ def _inverse(count: int) -> Any:
     return np.float32(1.0) / np.float32(count)
 
 
+def _mean_loop(x: Any, mean: Any, inverse: Any) -> None:
+    for i in range(x.size):
+        mean[i] += (x[i] - mean[i]) * inverse
+
+
+def _both_loop(x: Any, mean: Any, scatter: Any, inverse: Any) -> None:
+    for i in range(x.size):
+        d = x[i] - mean[i]
+        m = mean[i] + d * inverse
+        mean[i] = m
+        scatter[i] += d * (x[i] - m)
+
+
 @cache
 def _fast() -> tuple[Any, Any]:
-    from numba import njit
-
-    @njit(cache=True, nogil=True)
-    def mean_only(x: Any, mean: Any, inverse: Any) -> None:
-        for i in range(x.size):
-            mean[i] += (x[i] - mean[i]) * inverse
-
-    @njit(cache=True, nogil=True)
-    def both(x: Any, mean: Any, scatter: Any, inverse: Any) -> None:
-        for i in range(x.size):
-            d = x[i] - mean[i]
-            m = mean[i] + d * inverse
-            mean[i] = m
-            scatter[i] += d * (x[i] - m)
-
-    return mean_only, both
+    return jit(_mean_loop), jit(_both_loop)

@@ -58,7 +58,8 @@ def evaluate(
     rmse and mean variance over draws of the averaged prediction.
 
     **Memory.** Draws are taken one at a time from `law.draws`, where a law has it, or else all at once from
-    `law.sample`, shape (S, P). Predictions take four float64 arrays of shape (N, C) in main memory, whatever S is.
+    `law.sample`, shape (S, P). Predictions take about six float64 arrays of shape (N, C) in main memory, whatever S
+    is, and about as much for the foreign data.
 
     Args:
         task: the model with its data.
@@ -66,8 +67,8 @@ def evaluate(
         samples: S, at most so many draws.
         data: labelled data instead of `task.test`; a pair of tensors is read `task.batch_size` at a time.
         ood: inputs foreign to the task: a tensor, batches of inputs, or labelled data whose labels are not looked at.
-            Adds auroc and fpr95 of telling them apart: by predictive entropy, for the average also by mutual
-            information (`auroc_mutual_information`, ...) and by 1 - max p (`auroc_confidence`, ...).
+            Adds auroc and fpr95 of telling them apart: by predictive entropy, for the average also by
+            1 - max p (`auroc_confidence`, ...) and, of several draws, mutual information (`auroc_mutual_information`).
         generator: the source of the draws; None is a fresh one with seed 0, so a repeated call gives equal numbers.
         batch_norm: "refresh" passes over the training data for every draw if the model keeps BatchNorm statistics (in
             a copy of the model; also for a `Point` of the model's own weights); "keep" leaves the model's statistics.

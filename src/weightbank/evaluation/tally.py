@@ -46,12 +46,11 @@ class ClassTally:
         known, foreign = self._known, self._foreign
         average = class_scores(known.running.mean.log().clamp_(min=LOG_SMALLEST), self._labels, self._bins)
         if foreign.running.count:
-            for ending, a, b in (
-                ("", known.entropy, foreign.entropy),
-                ("_mutual_information", known.mutual_information, foreign.mutual_information),
-                ("_confidence", known.doubt, foreign.doubt),
-            ):
-                average |= {"auroc" + ending: auroc(a, b), "fpr95" + ending: fpr95(a, b)}
+            pairs = {"": (known.entropy, foreign.entropy), "_confidence": (known.doubt, foreign.doubt)}
+            if known.running.count > 1:
+                pairs["_mutual_information"] = (known.mutual_information, foreign.mutual_information)
+            for ending, pair in pairs.items():
+                average |= {"auroc" + ending: auroc(*pair), "fpr95" + ending: fpr95(*pair)}
         return Evaluation(
             name=name,
             kind="classification",

@@ -7,11 +7,11 @@ their best temperature (Ashukha et al. 2020, arXiv 2002.06470).
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from weightbank.evaluation.estimate import Estimate
-from weightbank.evaluation.metrics import BLOCK, LOG_SMALLEST, label_log_probability
+from weightbank.evaluation.metrics import BLOCK, LOG_SMALLEST
 
 COLDEST, HOTTEST = 0.01, 100.0
 
@@ -36,8 +36,8 @@ def calibrated_nll(log_p: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> tu
         temperature = fit_temperature(log_p[fit], labels[fit])
         fitted.append(temperature)
         for chosen in torch.split(score, BLOCK):
-            scaled = (log_p[chosen].double().clamp(min=LOG_SMALLEST) / temperature).log_softmax(-1)
-            scored.append(-label_log_probability(scaled, labels[chosen]))
+            energy = _energies(log_p[chosen]) / temperature
+            scored.append(energy.exp().sum(-1).log() - energy.gather(-1, labels[chosen].long()[:, None])[:, 0])
     return Estimate.over(torch.cat(scored)), Estimate.of(fitted)
 
 
@@ -45,37 +45,44 @@ def fit_temperature(log_p: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> f
     """The T in [0.01, 100] that minimises the mean NLL of softmax(log p / T).
 
     In β = 1/T the mean NLL is convex, with slope E_β[log p] - log p(label) and curvature Var_β[log p] averaged over
-    examples; the slope's root is found by Newton steps kept inside a shrinking bracket, to a relative 1e-9 in β.
+    examples; the slope's root is found by Newton steps kept inside a shrinking bracket, until one is below 1e-6 β.
     At an end of the range (every example right, or the labels unrelated to p) that end is returned.
     """
+    energy, label = _energies(log_p), labels.long()[:, None]
     low, high = 1 / HOTTEST, 1 / COLDEST
-    if _slope(log_p, labels, high)[0] <= 0:
+    if _slope(energy, label, high)[0] <= 0:
         return COLDEST
-    if _slope(log_p, labels, low)[0] >= 0:
+    if _slope(energy, label, low)[0] >= 0:
         return HOTTEST
     beta = 1.0
     for _ in range(100):
-        slope, curvature = _slope(log_p, labels, beta)
+        slope, curvature = _slope(energy, label, beta)
         if slope > 0:
             high = beta
         else:
             low = beta
         step = beta - slope / curvature if curvature > 0 else math.inf
-        following = step if low < step < high else math.sqrt(low * high)
-        if abs(following - beta) <= 1e-9 * beta:
+        last, beta = beta, step if low < step < high else math.sqrt(low * high)
+        if abs(beta - last) <= 1e-6 * last:
             break
-        beta = following
     return 1 / beta
 
 
-def _slope(log_p: Float[Tensor, "N C"], labels: Int[Tensor, " N"], beta: float) -> tuple[float, float]:
+def _energies(log_p: Float[Tensor, "N C"]) -> Float64[Tensor, "N C"]:
+    """Floored log-probabilities less the largest of their row, so that no power of them overflows."""
+    energy = log_p.double().clamp(min=LOG_SMALLEST)
+    return energy.sub_(energy.amax(-1, keepdim=True))
+
+
+def _slope(energy: Float64[Tensor, "N C"], labels: Int64[Tensor, "N 1"], beta: float) -> tuple[float, float]:
     """First and second derivative of the mean NLL with respect to β."""
     slope = curvature = 0.0
-    for block, label in zip(torch.split(log_p, BLOCK), torch.split(labels.long(), BLOCK), strict=True):
-        energy = block.double().clamp(min=LOG_SMALLEST)
-        weight = (beta * energy).softmax(-1)
-        energy = energy - energy.gather(-1, label[:, None])
-        mean = torch.linalg.vecdot(weight, energy)
-        slope += float(mean.sum())
-        curvature += float((torch.linalg.vecdot(weight, energy**2) - mean**2).sum())
+    ones = energy.new_ones(energy.shape[1])
+    for block, label in zip(torch.split(energy, BLOCK), torch.split(labels, BLOCK), strict=True):
+        weight = (beta * block).exp_()
+        total = weight @ ones
+        mean = weight.mul_(block) @ ones / total
+        square = weight.mul_(block) @ ones / total
+        slope += float((mean - block.gather(-1, label)[:, 0]).sum())
+        curvature += float((square - mean**2).sum())
     return slope / len(labels), curvature / len(labels)

@@ -1,8 +1,6 @@
 """Block floating point: the weights of a block share one exponent (SWALP, Yang et al., ICML 2019, arXiv 1904.11943)."""
 
-import importlib.util
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -15,6 +13,7 @@ from weightbank.formats.finite import check_out, check_row, check_rows, finite_f
 from weightbank.formats.format import Rounding
 from weightbank.formats.packed import Packed, check_packed, write
 from weightbank.formats.reference import Grid
+from weightbank.jit import available
 
 LARGEST_ROW_BLOCK = 16384
 
@@ -114,7 +113,7 @@ class BlockFloatingPoint:
         """Write the tiles of `x` into `out`; with numba one pass and no temporary. Raises NonFiniteError."""
         block = self._row_block()
         check_row(x, out, self.row_bytes(x.numel()))
-        if _has_numba():
+        if available():
             from weightbank.formats import kernels
 
             kernels.encode_row(self.grid, block, x.detach(), out)
@@ -125,7 +124,7 @@ class BlockFloatingPoint:
         """Read R spans of tiles into W columns; with numba one pass and no temporary."""
         block = self._row_block()
         check_rows(raw, out, self.row_bytes(out.shape[1]))
-        if _has_numba():
+        if available():
             from weightbank.formats import kernels
 
             kernels.decode_rows(self.grid, block, raw, out)
@@ -154,7 +153,7 @@ class BlockFloatingPoint:
         flat = x.reshape(rows, width)
         if width % tile:
             flat = torch.nn.functional.pad(flat, (0, -width % tile))
-        return flat.reshape(-1, tile).contiguous()
+        return flat.reshape(-1, tile)
 
     def _whole(self, blocks: Float[Tensor, "N B"], shape: tuple[int, ...]) -> Float[Tensor, "*shape"]:
         rows, width, _ = self._tiling(shape)
@@ -179,8 +178,3 @@ class BlockFloatingPoint:
 def _check_whole(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise FormatError(f"{name} is {value!r}; use a whole number from {least} to {most}")
-
-
-@cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None

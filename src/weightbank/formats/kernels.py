@@ -5,7 +5,6 @@ Imported at the first row, never by `import weightbank`; the loops are compiled 
 
 import inspect
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from weightbank.formats.finite import refuse_nonfinite
 from weightbank.formats.reference import Grid
+from weightbank.jit import jit
 
 INFINITY = 0x7F800000
 LEAST_NORMAL = 0x800000
@@ -60,15 +60,6 @@ def _steps(bits: int) -> NDArray[np.float32]:
     return np.array([math.ldexp(1, exponent - (bits - 2)) for exponent in range(-128, 128)], np.float32)
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    plain = inspect.unwrap(function)  # without run-time type checks, which numba cannot compile
-    try:
-        compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True)(plain)
-    except RuntimeError:  # nowhere to write the cache: compile in every process
-        compiled = numba.njit(nogil=True)(plain)
-    return compiled
-
-
 def _exponent_loop(bits: NDArray[np.int32], symmetric: bool, least: int, greatest: int) -> int:
     """`reference.exponents` of one block, NOT_FINITE if it holds a NaN or an infinity."""
     positive = np.int32(0)
@@ -98,7 +89,7 @@ def _codes_loop(
         to[j] = 0
 
 
-_exponent = _jit(_exponent_loop)
+_exponent = jit(_exponent_loop)
 _codes = numba.njit(inline="always")(inspect.unwrap(_codes_loop))  # inlined, it runs nearly twice as fast
 
 
@@ -204,7 +195,7 @@ def _decode4_loop(
                 to[j] = np.float32(np.int8(codes[j] << 4) >> 4) * step
 
 
-_encode8 = _jit(_encode8_loop)
-_encode4 = _jit(_encode4_loop)
-_decode8 = _jit(_decode8_loop)
-_decode4 = _jit(_decode4_loop)
+_encode8 = jit(_encode8_loop)
+_encode4 = jit(_encode4_loop)
+_decode8 = jit(_decode8_loop)
+_decode4 = jit(_decode4_loop)

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ class ArrayWriter:
         data = data.detach().to("cpu").contiguous().reshape(-1)
         self._blob.write(self._start + self._offsets[name] + at * data.element_size(), bytes_of(data))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ArrayWriter":
         return self
 
     def __exit__(
@@ -154,7 +153,7 @@ class ArrayFile:
         """Release the file."""
         self._blob.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ArrayFile":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from weightbank.errors import CorruptError, WeightbankError
+from weightbank.errors import CorruptError, LayoutError, StoreError, WeightbankError
 from weightbank.formats import Format, format_of
 from weightbank.layout import Layout
 from weightbank.store.segments import Geometry
@@ -70,6 +70,20 @@ class Manifest:
                 raise
             raise CorruptError(f"{where}: manifest.json cannot be read: {error}") from error
         return cls(size, chosen, keep, geometry, layout, content.get("notes"))
+
+    def check_fit(self, where: str, size: int, layout: Layout | None, keep: int | None) -> None:
+        """Raise unless a log with this manifest can take rows of `size` weights laid out as `layout`, keeping `keep`."""
+        if self.size != size:
+            raise LayoutError(f"{where} holds rows of {self.size:,} weights; {size:,} came")
+        if layout is not None and self.layout is not None and layout.fingerprint != self.layout.fingerprint:
+            raise LayoutError(
+                f"{where} holds the weights of another model (layout {self.layout.fingerprint}, "
+                f"this one is {layout.fingerprint}); use another directory"
+            )
+        if self.keep != keep:
+            asked = "all rows" if keep is None else f"the newest {keep} rows"
+            holds = "all rows" if self.keep is None else f"the newest {self.keep} rows"
+            raise StoreError(f"{where} was created to keep {holds}; {asked} asked for: use another directory")
 
 
 def _positive(value: Any) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ Bytes = UInt8[np.ndarray, " B"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+@runtime_checkable
 class Blob(Protocol):
     """Bytes with real space behind them up to `size`; offsets and lengths count bytes."""
 
@@ -55,6 +56,7 @@ class Blob(Protocol):
         ...
 
 
+@runtime_checkable
 class Medium(Protocol):
     """A place that holds blobs by name."""
 

@@ -15,8 +15,10 @@ from weightbank.formats import Format, Native, format_of
 from weightbank.layout import Layout
 from weightbank.store.manifest import Manifest
 from weightbank.store.media import Bytes, Directory, Medium
-from weightbank.store.memory import Memory
+from weightbank.store.place import medium_of
 from weightbank.store.records import ITERATE, Journal, Record
+from weightbank.store.recovery import close_log, damaged_rows, recover_staged
+from weightbank.store.reference import read_reference, write_reference
 from weightbank.store.segments import Geometry, Segments
 from weightbank.store.writer import Staging, Writer
 from weightbank.types import Flat
@@ -57,13 +59,15 @@ class RowLog:
     ) -> None:
         if durability not in ("process", "commit", "none"):
             raise StoreError(f"durability={durability!r}; wanted 'process', 'commit' or 'none'")
-        self.medium = _medium(where)
+        self.medium = medium_of(where)
         self.read_only, self.durability, self._group, self._salvage = read_only, durability, max(1, group), salvage
         self._wanted = None if format is None else format_of(format)
         self._manifest: Manifest | None = None
         self._segments: Segments | None = None
         self._writer: Writer | None = None
+        self._staging: Staging | None = None
         self._journal = Journal()
+        self._durable = durability == "commit"
         self._closer: weakref.finalize[Any, RowLog] | None = None
         self._locked = False
         if self.medium.exists("manifest.json"):
@@ -113,7 +117,7 @@ class RowLog:
         """Rows that are on stable storage (durability "commit") or in their segments (otherwise)."""
         if self._writer is None:
             return self.count
-        return self._writer.durable if self.durability == "commit" else self._writer.stored
+        return self._writer.durable if self._durable else self._writer.stored
 
     @property
     def steps(self) -> list[int]:
@@ -147,7 +151,7 @@ class RowLog:
         Raises `LayoutError` if the log holds other weights, `StoreError` if it was created otherwise.
         """
         if self._manifest is not None:
-            self._fits(size, layout, keep)
+            self._manifest.check_fit(repr(self.medium), size, layout, keep)
             return
         if self.read_only:
             raise StoreError(f"{self.medium!r}: opened read-only; open it for writing to create rows")
@@ -206,7 +210,7 @@ class RowLog:
 
     def flush(self, *, durable: bool | None = None) -> None:
         """Return when all rows are in their segments; on stable storage if `durable` (default: durability "commit")."""
-        durable = self.durability == "commit" if durable is None else durable
+        durable = self._durable if durable is None else durable
         if self._writer is not None:
             self._writer.wait(durable=durable)
 
@@ -226,25 +230,18 @@ class RowLog:
     def set_reference(self, reference: Flat) -> None:
         """Store the row that all rows are relative to, once."""
         self._writable()
-        data = reference.detach().to("cpu", torch.float32).contiguous().numpy()
-        head = f"WBRF 1 {self.size} {crc32(data):08x}\n".encode().ljust(64)
-        self.medium.replace("reference.bin", head + data.tobytes())
+        write_reference(self.medium, reference)
 
     def reference(self) -> Flat | None:
-        """The reference row, shape (P,), float32, or None before the first row."""
-        if not self.medium.exists("reference.bin"):
-            return None
-        data = self.medium.read("reference.bin", 64 + 4 * self.size)
-        head, body = data[:64].split(), data[64:]
-        good = len(data) == 64 + 4 * self.size and head[:3] == [b"WBRF", b"1", str(self.size).encode()]
-        if not good or head[3] != f"{crc32(body):08x}".encode():
-            raise CorruptError(f"{self.medium!r}: reference.bin is damaged; the rows cannot be read without it")
-        return torch.frombuffer(bytearray(body), dtype=torch.float32)
+        """The reference row, shape (P,), float32, or None before the first row; `CorruptError` if it is damaged."""
+        return read_reference(self.medium, self.size)
 
     def close(self) -> None:
         """Store everything, give back preallocated space, release the lock; the log can be opened again."""
         if self._closer is not None and self._closer.detach() is not None:
-            _close(self.medium, self._segments, self._writer, self._staging, self._journal, self.durability)
+            close_log(
+                self.medium, self._segments, self._writer, self._staging, self._journal, self.durability == "commit"
+            )
             self._segments, self._writer, self._closer = None, None, None
             self._locked = False
 
@@ -295,34 +292,9 @@ class RowLog:
         """The numbers of kept rows (only the `newest` ones if given) that do not match their checksums."""
         segments = self._reading(range(0))
         first = self.first if newest is None else max(self.first, self.count - newest)
-        raw = np.empty(self.manifest.geometry.row_bytes, np.uint8)
-        bad: list[int] = []
-        for number in range(first, self.count):
-            try:
-                segments.read_row(number, raw)
-                good = crc32(raw) == self._journal.crcs[number]
-            except StoreError:
-                good = False
-            if not good:
-                bad.append(number)
-        return bad
+        return damaged_rows(segments, self._journal, first)
 
     # inside -----------------------------------------------------------------------------------------------------
-
-    def _fits(self, size: int, layout: Layout | None, keep: int | None) -> None:
-        manifest = self.manifest
-        if manifest.size != size:
-            raise LayoutError(f"{self.medium!r} holds rows of {manifest.size:,} weights; {size:,} came")
-        if layout is not None and manifest.layout is not None and layout.fingerprint != manifest.layout.fingerprint:
-            raise LayoutError(
-                f"{self.medium!r} holds the weights of another model (layout {manifest.layout.fingerprint}, "
-                f"this one is {layout.fingerprint}); use another directory"
-            )
-        if manifest.keep != keep:
-            raise StoreError(
-                f"{self.medium!r} was created to keep {_keeping(manifest.keep)}; {_keeping(keep)} asked for: "
-                "use another directory"
-            )
 
     def _open(self) -> None:
         manifest = Manifest.parse(self.medium.read("manifest.json", 64 << 20), repr(self.medium))
@@ -345,32 +317,14 @@ class RowLog:
                 raise StoreError(f"{self.medium!r}: no commits yet; nothing to read")
         self._segments = Segments(self.medium, geometry, not self.read_only)
         self._journal.scan(self._segments.journal, geometry.slots)
-        self._staging: Staging | None = None
         if not self.read_only and self.medium.staged:
-            path = None
-            if self.durability != "none" and isinstance(self.medium, Directory):
-                path = self.medium.path / _STAGING
-            self._recover()
-            self._staging = Staging(path, _SLOTS, geometry.row_bytes)
-        self._check_tail()
+            assert isinstance(self.medium, Directory)
+            path = self.medium.path / _STAGING
+            if path.exists():
+                recover_staged(self._segments, self._journal, Staging(path, _SLOTS, geometry.row_bytes))
+            self._staging = Staging(None if self.durability == "none" else path, _SLOTS, geometry.row_bytes)
+        self._check_tail(self._segments)
         self._restart_writer()
-
-    def _recover(self) -> None:
-        """Store the finished rows that a killed writer left in its staging slots."""
-        assert self._segments is not None
-        assert isinstance(self.medium, Directory)
-        path = self.medium.path / _STAGING
-        if not path.exists():
-            return
-        geometry = self.manifest.geometry
-        left = Staging(path, _SLOTS, geometry.row_bytes)
-        for record, slot in left.found():
-            if record.sequence == self.count and record.slot == geometry.slot(record.sequence):
-                self._segments.reserve(record.sequence)
-                self._segments.store(record, left.payload(slot))
-                self._journal.add(record)
-        self._segments.sync()
-        left.discard()
 
     def _adopt_abandoned(self) -> None:
         """Before reading: let a short-lived writer finish what a killed one left, if no writer lives."""
@@ -380,22 +334,21 @@ class RowLog:
             except StoreError:
                 return
 
-    def _check_tail(self) -> None:
-        geometry = self.manifest.geometry
-        bad = self.damaged(newest=max(self._group + _SLOTS, _TAIL_BYTES // geometry.stride))
+    def _check_tail(self, segments: Segments) -> None:
+        """Look at the newest rows; what a power cut tore is dropped, other damage is an error."""
+        unsynced = self._group + _SLOTS
+        newest = max(unsynced, _TAIL_BYTES // segments.geometry.stride)
+        bad = damaged_rows(segments, self._journal, max(self.first, self.count - newest))
         if not bad:
             return
-        if self.read_only:
-            self._journal.cut(bad[0])
-        elif self._salvage or bad[0] >= self.count - self._group - _SLOTS:
-            assert self._segments is not None
-            self._segments.forget_after(bad[0])
-            self._journal.cut(bad[0])
-        else:
+        if not (self.read_only or self._salvage or bad[0] >= self.count - unsynced):
             raise CorruptError(
                 f"{self.medium!r}: {len(bad)} of {self.count} rows do not match their checksums, the first is row "
                 f"{bad[0]}; RowLog(..., salvage=True) keeps the {bad[0]} rows before it"
             )
+        if not self.read_only:
+            segments.forget_after(bad[0])
+        self._journal.cut(bad[0])
 
     def _restart_writer(self) -> None:
         if self._closer is not None:
@@ -404,10 +357,17 @@ class RowLog:
             self._writer.close()
             self._writer = None
         if self._staging is not None and self._segments is not None:
-            group = self._group if self.durability == "commit" else None
+            group = self._group if self._durable else None
             self._writer = Writer(self._segments, self._staging, _SLOTS, group=group, count=self.count)
-        arguments = (self.medium, self._segments, self._writer, self._staging, self._journal, self.durability)
-        self._closer = weakref.finalize(self, _close, *arguments)
+        arguments = (
+            self.medium,
+            self._segments,
+            self._writer,
+            self._staging,
+            self._journal,
+            self.durability == "commit",
+        )
+        self._closer = weakref.finalize(self, close_log, *arguments)
 
     def _take(self) -> tuple[int, Bytes]:
         if self._writer is not None:
@@ -454,45 +414,3 @@ class RowLog:
                 f"row {rows[0]} has left the window of {self.manifest.keep} rows (the newest is {newest - 1}); "
                 "take gaussian() again, or compress() it before recording on"
             )
-
-
-def _close(
-    medium: Medium,
-    segments: Segments | None,
-    writer: Writer | None,
-    staging: Staging | None,
-    journal: Journal,
-    durability: Durability,
-) -> None:
-    try:
-        if writer is not None:
-            writer.close()
-        if segments is not None and segments.writable:
-            failed = writer is not None and writer.stored < journal.count
-            if not failed:
-                segments.trim(journal.count)
-                if durability == "commit":
-                    segments.sync()
-                if staging is not None:
-                    staging.discard()
-        if segments is not None:
-            segments.close()
-    finally:
-        medium.unlock()
-
-
-def _keeping(keep: int | None) -> str:
-    return "all rows" if keep is None else f"the newest {keep} rows"
-
-
-def _medium(where: str | Path | Medium) -> Medium:
-    if not isinstance(where, (str, Path)):
-        return where
-    if str(where) == ":memory:":
-        return Memory()
-    path = Path(where)
-    if path.is_char_device():
-        from weightbank.store.dax import DaxDevice
-
-        return DaxDevice(path)
-    return Directory(path)
