@@ -11,7 +11,7 @@ from weightbank.distributions.keeping import Keep, Sketch, Window, describe, par
 from weightbank.distributions.sketch import drop_unfinished, iterate_numbers, live_rows, scatter_factor, shrink
 from weightbank.distributions.snapshots import Snapshots, column_moments
 from weightbank.distributions.sources import LogRows
-from weightbank.distributions.welford import advance
+from weightbank.distributions.welford import advance, subtract
 from weightbank.errors import CorruptError, NonFiniteError, ResumeError, StoreError
 from weightbank.layout import Layout
 from weightbank.store import RowLog
@@ -70,8 +70,8 @@ class Moments:
         """
         self.layout.check(theta)
         theta = theta.detach().to("cpu", torch.float32).contiguous()
-        _refuse_non_finite(theta, self.count)
         if self._reference is None:
+            self._finite(bool(theta.isfinite().all()), theta)
             self._begin(theta)
         reference = self._reference
         assert reference is not None
@@ -80,10 +80,15 @@ class Moments:
         if self.rows is not None and not again:
             self._make_room()
         if self.rows is not None and self.rows.direct and not again:
-            self.rows.append(theta, step=step, fill=lambda out: self._advance(torch.sub(theta, reference, out=out)))
+
+            def fill(out: Flat) -> None:
+                self._finite(subtract(theta, reference, out), theta)
+                self._advance(out)
+
+            self.rows.append(theta, step=step, fill=fill)
         else:
-            self._scratch = torch.empty(self.layout.size) if self._scratch is None else self._scratch
-            x = torch.sub(theta, reference, out=self._scratch)
+            x = self._scratch = torch.empty(self.layout.size) if self._scratch is None else self._scratch
+            self._finite(subtract(theta, reference, x), theta)
             if again:
                 self._verify(x, step)
             elif self.rows is not None:
@@ -304,6 +309,12 @@ class Moments:
                 f"the run does not repeat itself; moments.rewind({self.count}) drops what was recorded after this point"
             )
 
+    def _finite(self, finite: bool, theta: Flat) -> None:
+        if not finite:
+            bad = int((~theta.isfinite()).sum())
+            what = f"{bad} of {theta.numel()} weights are NaN or infinite" if bad else "it is beyond float32's range"
+            raise NonFiniteError(f"iterate {self.count + 1}: {what}; nothing was recorded")
+
     def _some(self) -> None:
         if self.count == 0:
             raise StoreError("no iterates yet: call update(task.theta()) during training")
@@ -345,12 +356,3 @@ class Moments:
             return Factor(LogRows(self.rows, kept), Centred(len(kept), factor_scale), offset)
         running = Running(len(kept), total - len(kept) + 1, total, factor_scale)
         return Factor(LogRows(self.rows, kept), running, offset)
-
-
-def _refuse_non_finite(theta: Flat, count: int) -> None:
-    if not math.isfinite(float(theta.sum())):
-        bad = int((~theta.isfinite()).sum())
-        if bad:
-            raise NonFiniteError(
-                f"iterate {count + 1}: {bad} of {theta.numel()} weights are NaN or infinity; not taken"
-            )

@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightbank.jit import available, jit
@@ -23,6 +24,13 @@ def advance(x: Flat, mean: Flat, scatter: Flat | None, count: int) -> None:
             fast[1](x.numpy(), mean.numpy(), scatter.numpy(), _inverse(count))
     else:
         advance_reference(x, mean, scatter, count)
+
+
+def subtract(theta: Flat, reference: Flat, out: Flat) -> bool:
+    """Out = theta - reference, and whether all of it is finite; one pass, float32, shape (P,), on the CPU."""
+    if out.is_contiguous() and available():
+        return bool(_fast()[2](theta.numpy(), reference.numpy(), out.numpy()))
+    return bool(torch.sub(theta, reference, out=out).isfinite().all())
 
 
 def advance_reference(x: Tensor, mean: Tensor, scatter: Tensor | None, count: int) -> None:
@@ -52,6 +60,15 @@ def _both_loop(x: Any, mean: Any, scatter: Any, inverse: Any) -> None:
         scatter[i] += d * (x[i] - m)
 
 
+def _offset_loop(theta: Any, reference: Any, out: Any) -> bool:
+    bad = 0
+    for i in range(theta.size):
+        x = theta[i] - reference[i]
+        out[i] = x
+        bad += x - x != 0
+    return bad == 0
+
+
 @cache
-def _fast() -> tuple[Any, Any]:
-    return jit(_mean_loop), jit(_both_loop)
+def _fast() -> tuple[Any, Any, Any]:
+    return jit(_mean_loop), jit(_both_loop), jit(_offset_loop)
