@@ -82,7 +82,7 @@ def main() -> None:
         f"{ROWS} rows of {found['weights']:,} weights, {found['bytes'] / 1e9:.2f} GB on disk, in a process limited to "
         f"{LIMIT / 1e9:.1f} GB: recorded in {found['record_s']:.1f} s, reopened in {found['reopen_s']:.2f} s, "
         f"30 draws in {found['sample_s']:.1f} s, evaluated in {found['evaluate_s']:.1f} s; "
-        f"peak RSS {found['peak_mb']:.0f} MB, {found['bytes'] / 1e6 / found['peak_mb']:.1f} times below the posterior.\n"
+        f"peak RSS {found['peak_mb']:.0f} MB, a {found['bytes'] / 1e6 / found['peak_mb']:.1f}th of the posterior.\n"
         f"control, all rows in memory: {found['control']}"
     )
 
