@@ -1,23 +1,27 @@
 """Fit more neural networks into less, and less perfect, memory, and know what it costs."""
 
-from weightbank.distributions import (
-    Gaussian,
-    Mixture,
-    Moments,
-    Point,
-    Sketch,
-    Snapshots,
-    WeightDistribution,
-    Window,
-    multi,
-)
-from weightbank.errors import WeightbankError
-from weightbank.evaluation import Estimate, Evaluation, evaluate
-from weightbank.formats import BlockFloatingPoint, Format, Native, Packed
-from weightbank.layout import Layout, everything, trainable, within
-from weightbank.store import RowLog
-from weightbank.task import Task, TensorBatches
-from weightbank.training import epochs
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightbank.distributions import (
+        Gaussian,
+        Mixture,
+        Moments,
+        Point,
+        Sketch,
+        Snapshots,
+        WeightDistribution,
+        Window,
+        multi,
+    )
+    from weightbank.errors import WeightbankError
+    from weightbank.evaluation import Estimate, Evaluation, evaluate
+    from weightbank.formats import BlockFloatingPoint, Format, Native, Packed
+    from weightbank.layout import Layout, everything, trainable, within
+    from weightbank.store import RowLog
+    from weightbank.task import Task, TensorBatches
+    from weightbank.training import epochs
 
 __version__ = "0.1.0"
 
@@ -48,3 +52,31 @@ __all__ = [
     "trainable",
     "within",
 ]
+
+# Where the names above live: they are imported when first used, so that the command line starts without torch.
+_HOMES = {
+    "distributions": "Gaussian Mixture Moments Point Sketch Snapshots WeightDistribution Window multi",
+    "errors": "WeightbankError",
+    "evaluation": "Estimate Evaluation evaluate",
+    "formats": "BlockFloatingPoint Format Native Packed",
+    "layout": "Layout everything trainable within",
+    "store": "RowLog",
+    "task": "Task TensorBatches",
+    "training": "epochs",
+}
+_PACKAGES = ("curvature", "data", "distributions", "evaluation", "formats", "posterior", "store", "zoo")
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names.split():
+            value = getattr(import_module(f"weightbank.{home}"), name)
+            globals()[name] = value
+            return value
+    if name in _PACKAGES:
+        return import_module(f"weightbank.{name}")
+    raise AttributeError(f"module 'weightbank' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PACKAGES, "__version__"})

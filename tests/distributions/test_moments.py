@@ -310,6 +310,19 @@ def test_bad_iterates_leave_everything_as_it_was(layout_of: Layouts, iterates_of
     assert all(torch.equal(after[name], before[name]) for name in ("mean", "scatter"))
 
 
+def test_a_floor_gives_weights_that_never_move_a_density(layout_of: Layouts) -> None:
+    moments = Moments(layout_of(2))
+    for value in (1.0, 3.0):
+        moments.update(torch.tensor([value, 5.0]))
+    with pytest.raises(StoreError, match="1 of 2 weights"):
+        moments.gaussian().log_prob(torch.zeros(2))
+    law = moments.gaussian(floor=1e-4)
+    oracle = torch.distributions.Normal(torch.tensor([2.0, 5.0]), torch.tensor([0.5, 0.5e-4]).sqrt())
+    assert float(law.log_prob(torch.tensor([2.5, 5.01]))) == pytest.approx(
+        float(oracle.log_prob(torch.tensor([2.5, 5.01])).sum()), rel=1e-4
+    )
+
+
 def test_nothing_recorded_yet_is_said(layout_of: Layouts) -> None:
     for ask in ("gaussian", "mean", "variance", "snapshots"):
         with pytest.raises(StoreError, match="no iterates yet"):

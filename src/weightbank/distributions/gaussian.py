@@ -207,7 +207,7 @@ class Gaussian:
         if zeros:
             raise StoreError(
                 f"{zeros} of {self.layout.size} weights have no variance of their own, so there is no density; "
-                "take a law with a diagonal (covariance='swag')"
+                "make the law with a least variance, such as moments.gaussian(floor=1e-12)"
             )
         return self.diagonal.to(torch.float64).rsqrt()
 

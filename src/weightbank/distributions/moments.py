@@ -183,6 +183,7 @@ class Moments:
         burn_in: int = 0,
         thin: int = 1,
         scale: float | None = None,
+        floor: float = 0.0,
     ) -> Gaussian:
         """A Gaussian law of the iterates; changes nothing, call it as often as you like.
 
@@ -194,6 +195,7 @@ class Moments:
         window: only the newest `window` rows make up D; mean and diagonal still come from the whole collection.
         burn_in, thin: the collection leaves out the first `burn_in` iterates and takes every `thin`-th of the rest;
             needs all rows, costs one pass.
+        floor: the least variance in the diagonal, for a density where some weights never move (1e-30 is published).
         """
         self._some()
         assert self._reference is not None
@@ -214,7 +216,7 @@ class Moments:
             return Gaussian(self.layout, mean, torch.zeros(self.layout.size), factor)
         if variance is None:
             raise StoreError("these moments were made with variance=False; only covariance='sample' can do without")
-        return Gaussian(self.layout, mean, variance.mul_(scale), factor)
+        return Gaussian(self.layout, mean, variance.clamp_(min=floor).mul_(scale), factor)
 
     def snapshots(self, *, burn_in: int = 0, thin: int = 1) -> Snapshots:
         """The kept iterates themselves as a law: equal weight on each (a snapshot ensemble)."""
