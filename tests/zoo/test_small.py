@@ -4,8 +4,6 @@ import torch
 from weightbank.errors import LayoutError
 from weightbank.zoo import MODELS, build, mlp, small_cnn
 
-INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-
 
 def count(model: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
@@ -48,13 +46,6 @@ def test_small_cnn_has_batch_norm_only_where_asked():
 def test_small_cnn_refuses_what_leaves_nothing(arguments):
     with pytest.raises(LayoutError, match="size >= 4"):
         small_cnn(**arguments)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_named_model_maps_its_data_to_ten_classes(name):
-    data = name.removeprefix("mlp_").removeprefix("cnn_")
-    x = torch.rand(2, *INPUTS.get(data, (1, 28, 28)), generator=torch.Generator().manual_seed(0))
-    assert build(name)(x).shape == (2, 10)
 
 
 def test_build_makes_a_new_model_each_time():

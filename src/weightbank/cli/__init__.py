@@ -1,5 +1,17 @@
-"""The command line: one file per command group."""
+"""The command line: one file per command group; nothing heavy is imported before a command needs it."""
 
 import typer
 
-app = typer.Typer(name="weightbank", no_args_is_help=True)
+from weightbank.cli import posterior
+from weightbank.cli.console import Commands
+from weightbank.cli.tour import tour
+
+app = typer.Typer(
+    name="weightbank",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fit more neural networks into less, and less perfect, memory, and know what it costs.",
+)
+app.add_typer(posterior.app, name="posterior")
+app.command(epilog="Example:\n\nweightbank tour --seed 1")(tour)

@@ -15,7 +15,7 @@ from weightbank.layout import Layout
 from weightbank.posterior.calibration import Speeds, measure_speeds
 from weightbank.posterior.footprint import disk_parts, memory_parts, rows_appended, rows_kept, whole_pages
 from weightbank.posterior.machine import free_disk, free_memory
-from weightbank.posterior.sizes import readable
+from weightbank.posterior.sizes import duration, readable
 from weightbank.store.place import medium_of
 from weightbank.store.records import RECORD_BYTES
 
@@ -147,9 +147,8 @@ class Plan:
         streamed, at_once = readable(self.memory["evaluate"]), readable(self.memory["sample"])
         out += [(f"memory for {self.samples} draws", f"{streamed} in groups, {at_once} at once")]
         if self.speeds is not None:
-            write, sample = self.seconds["write"], self.seconds["sample"]
-            speed = readable(self.speeds.write)
-            out += [("time to write", f"{write:,.1f} s at {speed}/s"), ("time to draw", f"{sample:,.1f} s")]
+            write, sample = duration(self.seconds["write"]), duration(self.seconds["sample"])
+            out += [("time to write", f"{write} at {readable(self.speeds.write)}/s"), ("time to draw", sample)]
         if self.free_disk is not None:
             out += [("free on disk", f"{readable(self.free_disk)} ({self.place})")]
         if self.free_memory is not None:

@@ -10,6 +10,7 @@ import torch
 from weightbank.distributions import Moments
 from weightbank.errors import DataError
 from weightbank.posterior.timings import Timings
+from weightbank.store.arrays import ArrayFile
 from weightbank.task import Task
 from weightbank.training import Scheduler, Stateful
 from weightbank.training import epochs as training_epochs
@@ -89,6 +90,15 @@ def record(
         for taker in takers.values():
             taker.flush()
     return pace.total
+
+
+def last_weights(task: Task, directory: str | Path) -> Flat | None:
+    """The weights θ, shape (P,), in the checkpoint that `record` left in a directory; None if there is none."""
+    path = Path(directory) / CHECKPOINT
+    if not path.exists():
+        return None
+    with ArrayFile(path) as file:
+        return task.layout.ravel({name: file.read(f"state.model.{name}") for name in task.layout.names})
 
 
 class _Pace:

@@ -1,4 +1,4 @@
-"""Byte counts as people write and read them: decimal units, 1 GB = 10⁹ bytes."""
+"""Byte counts and times as people write and read them: decimal units, 1 GB = 10⁹ bytes."""
 
 import re
 
@@ -22,6 +22,18 @@ def readable(count: float) -> str:
         power += 1
     scaled, unit = count / 1000**power, ("kB", "MB", "GB", "TB", "PB")[power - 1]
     return f"{scaled:.0f} {unit}" if abs(scaled) >= 99.95 else f"{scaled:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A time with the unit that suits it.
+
+    >>> duration(0.25), duration(90), duration(1_049_146.7)
+    ('0.2 s', '90.0 s', '12.1 days')
+    """
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 86_400:,.1f} days"
 
 
 def parse_bytes(text: str) -> int:

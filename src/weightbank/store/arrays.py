@@ -13,28 +13,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightbank.errors import CorruptError, StoreError
-from weightbank.store.media import FileBlob, sync_directory
+from weightbank.store.media import FileBlob, allocate, errors_named, sync_directory
 
-_NAMES = {
+_NAMES = {  # in the order of the safetensors library: large items first, so that all are aligned
+    torch.uint64: "U64",
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
+    torch.uint32: "U32",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
     torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 
 class ArrayWriter:
     """Write one `.safetensors` file array by array or piece by piece; it appears under its name only when whole.
 
     Use as a context manager: leaving it normally syncs the file and renames it over `path`; leaving it by an error
-    removes the partial file and leaves whatever was at `path` as it was.
+    removes the partial file and leaves whatever was at `path` as it was. Raises `StoreError` for dtypes and names that
+    such files do not have, `CapacityError` when there is no room.
     """
 
     def __init__(
@@ -42,18 +49,25 @@ class ArrayWriter:
     ) -> None:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
-        self._offsets: dict[str, int] = {}
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        self._places: dict[str, tuple[int, torch.dtype, int]] = {}
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        for name, (dtype, _) in arrays.items():
+            if dtype not in _NAMES or name == "__metadata__":
+                raise StoreError(f"{path}: no '{name}' of {dtype} in a .safetensors file; convert or rename it")
         end = 0
-        for name, (dtype, shape) in arrays.items():
+        for name, (dtype, shape) in sorted(arrays.items(), key=lambda item: (_ORDER[item[1][0]], item[0])):
             length = math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + length]}
-            self._offsets[name] = end
+            self._places[name] = end, dtype, math.prod(shape)
             end += length
-        text = json.dumps(header, separators=(",", ":")).encode()
+        try:
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(f"{path}: a name cannot be written in UTF-8: {error}") from error
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with errors_named(f"{path.parent}: cannot make this directory"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self._blob = FileBlob(self._partial, writable=True)
         try:
             self._blob.trim(0)
@@ -64,9 +78,15 @@ class ArrayWriter:
             raise
 
     def write(self, name: str, data: Tensor, at: int = 0) -> None:
-        """Write a tensor's numbers into array `name`, starting at flat index `at`."""
+        """Write a tensor's numbers into array `name`, starting at flat index `at`; `StoreError` if they do not fit."""
+        start, dtype, count = self._places[name]
+        if data.dtype != dtype or not 0 <= at <= at + data.numel() <= count:
+            raise StoreError(
+                f"{self.path}: {data.numel()} numbers in {data.dtype} for places {at} on of '{name}', "
+                f"which has {count} in {dtype}"
+            )
         data = data.detach().to("cpu").contiguous().reshape(-1)
-        self._blob.write(self._start + self._offsets[name] + at * data.element_size(), bytes_of(data))
+        self._blob.write(self._start + start + at * data.element_size(), bytes_of(data))
 
     def __enter__(self) -> "ArrayWriter":
         return self
@@ -74,13 +94,14 @@ class ArrayWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._blob.sync()
+                with errors_named(str(self.path)):
+                    self._partial.replace(self.path)
+                    sync_directory(self.path.parent)
+        finally:
             self._drop()
-            return
-        self._blob.sync()
-        self._blob.close()
-        self._partial.replace(self.path)
-        sync_directory(self.path.parent)
 
     def _drop(self) -> None:
         self._blob.close()
@@ -91,6 +112,10 @@ def bytes_of(data: Tensor) -> UInt8[np.ndarray, " B"]:
     """The bytes of a contiguous CPU tensor, no copy."""
     flat: UInt8[np.ndarray, " B"] = data.reshape(-1).view(torch.uint8).numpy()
     return flat
+
+
+def _typed(raw: UInt8[np.ndarray, "..."], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(raw.reshape(-1)).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -105,7 +130,7 @@ class ArrayFile:
     """A `.safetensors` file opened for reading: shapes and metadata at once, numbers when asked for.
 
     The header is checked by the safetensors library, so offsets lie inside the file and cover it without holes.
-    Raises `CorruptError` for anything that is not such a file.
+    Raises `CorruptError` for anything that is not such a file, `StoreError` where there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -115,39 +140,45 @@ class ArrayFile:
         try:
             with safe_open(self.path, framework="pt") as opened:
                 self.metadata: dict[str, str] = dict(opened.metadata() or {})
-                names = list(opened.keys())
-                described = {name: opened.get_slice(name) for name in names}
+                described = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
                 self.shapes = {name: tuple(part.get_shape()) for name, part in described.items()}
                 self.dtypes = {name: _DTYPES[part.get_dtype()] for name, part in described.items()}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise CorruptError(f"{self.path}: not a whole .safetensors file: {error}") from error
+            raise CorruptError(f"{self.path}: not a whole .safetensors file of known numbers: {error}") from error
+        if any(math.prod(max(1, length) for length in shape) >= 2**62 for shape in self.shapes.values()):
+            raise CorruptError(f"{self.path}: an array has a shape that no tensor can have")
         self._blob = FileBlob(self.path, writable=False)
         head = np.empty(8, np.uint8)
         self._blob.read_into(0, head)
-        text = np.empty(int.from_bytes(head.tobytes(), "little"), np.uint8)
+        text = allocate(int.from_bytes(head.tobytes(), "little"), str(self.path))
         self._blob.read_into(8, text)
         header = json.loads(text.tobytes())
-        self._offsets = {name: 8 + text.size + header[name]["data_offsets"][0] for name in names}
+        self._offsets = {name: 8 + text.size + header[name]["data_offsets"][0] for name in self.shapes}
 
     def read(self, name: str) -> Tensor:
         """One whole array, as a fresh tensor."""
-        if name not in self.shapes:
-            raise CorruptError(f"{self.path}: no array '{name}'; there are: {', '.join(self.shapes)}")
-        out = torch.empty(self.shapes[name], dtype=self.dtypes[name])
-        if out.numel():
-            self._blob.read_into(self._offsets[name], bytes_of(out))
-        return out
+        shape, dtype = self._shape(name), self.dtypes[name]
+        raw = allocate(math.prod(shape) * dtype.itemsize, f"{self.path}: {name}")
+        self._blob.read_into(self._offsets[name], raw)
+        return _typed(raw, dtype, shape)
 
     def read_columns(self, name: str, start: int, stop: int, *, rows: range | None = None) -> Tensor:
         """Columns start..stop of (some rows of) a two-dimensional array, shape (R, W)."""
-        count, width = self.shapes[name]
-        rows = range(count) if rows is None else rows
-        out = torch.empty(len(rows), stop - start, dtype=self.dtypes[name])
-        item = out.element_size()
-        offset = self._offsets[name] + (rows.start * width + start) * item
-        raw = out.view(torch.uint8).numpy().reshape(len(rows), -1)
-        self._blob.read_strided(offset, rows.step * width * item, raw)
-        return out
+        shape, item = self._shape(name), self.dtypes[name].itemsize
+        rows = range(shape[0]) if rows is None and shape else rows or range(0)
+        good = len(shape) == 2 and 0 <= start <= stop <= shape[1] and rows.step > 0
+        if not good or (len(rows) and not 0 <= rows[0] <= rows[-1] < shape[0]):
+            raise StoreError(f"{self.path}: columns {start} to {stop} of {rows} asked for; '{name}' has shape {shape}")
+        width = (stop - start) * item
+        raw = allocate(len(rows) * width, f"{self.path}: {name}").reshape(len(rows), width)
+        offset = self._offsets[name] + (rows.start * shape[1] + start) * item
+        self._blob.read_strided(offset, rows.step * shape[1] * item, raw)
+        return _typed(raw, self.dtypes[name], (len(rows), stop - start))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise CorruptError(f"{self.path}: no array '{name}'; there are: {', '.join(self.shapes)}")
+        return self.shapes[name]
 
     def close(self) -> None:
         """Release the file."""
@@ -158,11 +189,6 @@ class ArrayFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        blob = getattr(self, "_blob", None)
-        if blob is not None:
-            blob.close()
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

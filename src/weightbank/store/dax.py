@@ -9,6 +9,7 @@ copy. The parts begin at 2 MiB. Developed against a plain file in the node's pla
 import json
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,11 +90,11 @@ class DaxDevice:
         return name in self._parts()
 
     def open(self, name: str, *, writable: bool, capacity: int = 0) -> "DaxBlob":
-        """Open the part `name`; a new writable one has `capacity` bytes kept for it, or `CapacityError` is raised."""
+        """Open the part `name`; a new one has `capacity` bytes in one piece kept for it, or as many as there are."""
         if writable:
             self._become_writer()
             if name not in self._table:
-                room = _whole_pages(capacity)
+                room = min(_up(capacity, _PAGE), self._largest())
                 self._commit({**self._table, name: _Part(self._gap(name, room), room, 0)})
         self._part(name)
         return DaxBlob(self, name, writable)
@@ -109,7 +110,7 @@ class DaxDevice:
 
     def replace(self, name: str, data: bytes) -> None:
         self._become_writer()
-        room = _whole_pages(len(data))
+        room = _up(len(data), _PAGE)
         part = _Part(self._gap(name, room), room, len(data))
         self._node.put(part.offset, data)
         self._commit({**self._table, name: part})
@@ -236,20 +237,29 @@ class DaxDevice:
     def _gap(self, name: str, room: int) -> int:
         """Where the first free piece of `room` bytes begins."""
         unit = _HUGE if room >= _HUGE else _PAGE
-        start, largest = _AREA, 0
-        for offset, end in [*sorted((part.offset, part.end) for part in self._table.values()), (self.limit, 0)]:
-            start = -(-start // unit) * unit
-            if offset - start >= room:
-                return start
-            largest, start = max(largest, offset - start), max(start, end)
+        for start, stop in self._free():
+            if stop - _up(start, unit) >= room:
+                return _up(start, unit)
         raise CapacityError(
-            f"{self.path}: {name} needs {room:,} bytes; the device has {self.limit:,}, at most {largest:,} of them "
+            f"{self.path}: {name} needs {room:,} bytes; of the {self.limit:,} of the device, {self._largest():,} are "
             "free in one piece: what was committed is safe; use a larger device, fewer rows, or a directory"
         )
 
+    def _largest(self) -> int:
+        """The largest part that `_gap` would find room for."""
+        return max(max(stop - _up(start, _HUGE), min(stop - start, _HUGE - _PAGE)) for start, stop in self._free())
+
+    def _free(self) -> Iterator[tuple[int, int]]:
+        """Where nothing lies, in order."""
+        start = _AREA
+        for part in sorted(self._table.values(), key=lambda part: part.offset):
+            yield start, max(start, part.offset)
+            start = max(start, part.end)
+        yield start, self.limit
+
     def _larger(self, name: str, part: _Part, size: int) -> _Part:
         """The part with room for `size` bytes: extended where it lies if what follows is free, else elsewhere."""
-        room = _whole_pages(size)
+        room = _up(size, _PAGE)
         following = min(
             (other.offset for other in self._table.values() if other.offset >= part.end), default=self.limit
         )
@@ -264,6 +274,8 @@ class DaxBlob:
     def __init__(self, device: DaxDevice, name: str, writable: bool) -> None:
         self._device, self._name, self._writable = device, name, writable
         self._dirty: tuple[int, int] | None = None
+        if writable and self.size:  # a killed writer may have left something unsynced
+            self._dirty = (0, self.size)
 
     @property
     def size(self) -> int:
@@ -304,8 +316,8 @@ class DaxBlob:
         return ArrayBlob(f"{self._device!r}: {self._name}", self._device.used(self._name))
 
     def _check_writable(self) -> None:
-        if not self._writable:
-            raise StoreError(f"{self._device!r}: {self._name} was opened read-only; open it for writing")
+        if not (self._writable and self._device.used(self._name).flags.writeable):
+            raise StoreError(f"{self._device!r}: {self._name} is open read-only here; lock it and open it for writing")
 
 
 def _read_copy(data: Bytes, at: int) -> tuple[int, bytes] | None:
@@ -336,5 +348,5 @@ def _parse(text: bytes, limit: int, path: Path) -> dict[str, _Part]:
     return table
 
 
-def _whole_pages(count: int) -> int:
-    return -(-count // _PAGE) * _PAGE
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

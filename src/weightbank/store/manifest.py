@@ -11,7 +11,8 @@ from weightbank.formats import Format, format_of
 from weightbank.layout import Layout
 from weightbank.store.segments import Geometry
 
-_KIND, _VERSION = "weightbank rows", 1
+MANIFEST_BYTES = 16 << 20
+_KIND, _VERSION, _DIMENSIONS = "weightbank rows", 1, 64
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Manifest:
     notes: Any = None
 
     def dump(self) -> bytes:
-        """The manifest as JSON with a checksum of everything else in it."""
+        """The manifest as JSON with a checksum of everything else in it; `StoreError` for notes that are not JSON."""
         content = {
             "kind": _KIND,
             "version": _VERSION,
@@ -39,7 +40,14 @@ class Manifest:
             "layout": None if self.layout is None else self.layout.describe(),
             "notes": self.notes,
         }
-        return json.dumps({**content, "crc32": _checksum(content)}, indent=1).encode()
+        try:
+            content = json.loads(json.dumps(content))
+            data = json.dumps({**content, "crc32": _checksum(content)}, indent=1).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StoreError(f"notes={self.notes!r} cannot be kept as JSON: {error}") from error
+        if len(data) > MANIFEST_BYTES:
+            raise StoreError(f"a manifest of {len(data):,} bytes came; wanted at most {MANIFEST_BYTES:,}")
+        return data
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> "Manifest":
@@ -49,30 +57,31 @@ class Manifest:
             if not isinstance(content, dict) or content.get("kind") != _KIND:
                 raise CorruptError(f"{where}: manifest.json is not that of a row log")
             if content.get("version") != _VERSION:
-                raise CorruptError(f"{where}: version {content.get('version')!r}; this library reads {_VERSION}")
+                raise CorruptError(
+                    f"{where}: version {repr(content.get('version'))[:80]}; this library reads {_VERSION}"
+                )
             if content.pop("crc32", None) != _checksum(content):
                 raise CorruptError(f"{where}: manifest.json does not match its checksum")
             size, keep = content["size"], content["keep"]
             if not _positive(size) or not (keep is None or _positive(keep)):
-                raise CorruptError(f"{where}: manifest.json has size {size!r} and keep {keep!r}")
+                raise CorruptError(f"{where}: manifest.json has size {repr(size)[:80]}, keep {repr(keep)[:80]}")
             chosen = format_of(str(content["format"]))
             geometry = Geometry(chosen.row_bytes(size), content["slots"], content["segment_rows"])
             slots = geometry.slots
             good = geometry.row_bytes == content["row_bytes"] and _positive(geometry.segment_rows)
-            good = (
-                good and ((slots is None) == (keep is None)) and (slots is None or (_positive(slots) and slots > keep))
-            )
-            layout = None if content["layout"] is None else Layout.parse(content["layout"])
+            good = good and geometry.plausible and (slots is None) == (keep is None)
+            good = good and (slots is None or (_positive(slots) and slots > keep))
+            layout = _layout(content["layout"])
             if not good or (layout is not None and layout.size != size):
                 raise CorruptError(f"{where}: manifest.json contradicts itself")
+        except CorruptError:
+            raise
         except (WeightbankError, ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, CorruptError):
-                raise
             raise CorruptError(f"{where}: manifest.json cannot be read: {error}") from error
         return cls(size, chosen, keep, geometry, layout, content.get("notes"))
 
     def check_fit(self, where: str, size: int, layout: Layout | None, keep: int | None) -> None:
-        """Raise unless a log with this manifest can take rows of `size` weights laid out as `layout`, keeping `keep`."""
+        """Raise unless such a log can take rows of `size` weights laid out as `layout`, keeping `keep`."""
         if self.size != size:
             raise LayoutError(f"{where} holds rows of {self.size:,} weights; {size:,} came")
         if layout is not None and self.layout is not None and layout.fingerprint != self.layout.fingerprint:
@@ -88,6 +97,13 @@ class Manifest:
 
 def _positive(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**48
+
+
+def _layout(described: Any) -> Layout | None:
+    """A layout whose shapes have at most as many dimensions as a tensor, so that their products stay small."""
+    if described is not None and any(len(item["shape"]) > _DIMENSIONS for item in described):
+        raise CorruptError(f"a shape of more than {_DIMENSIONS} dimensions")
+    return None if described is None else Layout.parse(described)
 
 
 def _checksum(content: dict[str, Any]) -> str:

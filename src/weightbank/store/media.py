@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,59 +106,69 @@ class Medium(Protocol):
 
 
 @contextmanager
-def full_disk_named(what: str, wanted: int) -> Iterator[None]:
+def errors_named(what: str, wanted: int = 0) -> Iterator[None]:
     """Turn a full disk, quota or file-size limit into `CapacityError`, other failures into `StoreError`."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
+            room = f"{wanted:,} bytes" if wanted else "more"
             raise CapacityError(
-                f"{what}: no room for {wanted:,} bytes ({error.strerror}); what was committed is safe: "
+                f"{what}: no room for {room} ({error.strerror}); what was committed is safe: "
                 "free some space or move the directory, then open it again"
             ) from error
         raise StoreError(f"{what}: {error.strerror or error}") from error
+
+
+def allocate(count: int, what: str) -> Bytes:
+    """`count` bytes of memory, not filled, or `CapacityError`."""
+    try:
+        return np.empty(count, np.uint8)
+    except MemoryError as error:
+        raise CapacityError(f"{what}: no memory for {count:,} bytes") from error
 
 
 class FileBlob:
     """A file, read with preadv and written with pwrite; space is allocated before it is used."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
-        flags = (os.O_RDWR | os.O_CREAT) if writable else os.O_RDONLY
         self._path = path
         self._fd = -1
-        try:
-            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot open: {error.strerror}") from error
-
-    @property
-    def fd(self) -> int:
-        """The file descriptor."""
-        return self._fd
+        flags = (os.O_RDWR | os.O_CREAT) if writable else os.O_RDONLY
+        with errors_named(f"{path}: cannot open"):
+            self._new = writable and not path.exists()
+            self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+            plain = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        if not plain:
+            self.close()
+            raise CorruptError(f"{path}: not a plain file")
 
     @property
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
     def read_into(self, offset: int, out: Bytes) -> None:
+        self._check(offset, out.size)
         done, view = 0, out.data
-        while done < len(view):
-            count = os.preadv(self._fd, [view[done:]], offset + done)
-            if count == 0:
-                raise CorruptError(
-                    f"{self._path}: ends at byte {self.size:,}, wanted {offset:,} to {offset + len(view):,}"
-                )
-            done += count
+        with errors_named(str(self._path)):
+            while done < len(view):
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+                if count == 0:
+                    self._check(offset, out.size)
+                done += count
 
     def read_strided(self, offset: int, stride: int, out: UInt8[np.ndarray, "R B"]) -> None:
-        width, fd = out.shape[1], self._fd
-        for row in range(out.shape[0]):
-            if os.preadv(fd, [out[row]], offset + row * stride) != width:
-                self.read_into(offset + row * stride, out[row])
+        rows, width = out.shape
+        if rows:
+            self._check(offset, (rows - 1) * stride + width)
+        with errors_named(str(self._path)):
+            for row in range(rows):
+                if os.preadv(self._fd, [out[row]], offset + row * stride) != width:
+                    self.read_into(offset + row * stride, out[row])
 
     def write(self, offset: int, data: Bytes | bytes) -> None:
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-        with full_disk_named(str(self._path), len(view)):
+        with errors_named(str(self._path), len(view)):
             while len(view):
                 count = os.pwrite(self._fd, view, offset)
                 view, offset = view[count:], offset + count
@@ -166,24 +178,35 @@ class FileBlob:
         if size <= before:
             return
         try:
-            with full_disk_named(str(self._path), size - before):
+            with errors_named(str(self._path), size - before):
                 os.posix_fallocate(self._fd, before, size - before)
         except StoreError:
-            os.ftruncate(self._fd, before)
+            self.trim(before)
             raise
 
     def trim(self, size: int) -> None:
         if size < self.size:
-            os.ftruncate(self._fd, size)
+            with errors_named(str(self._path)):
+                os.ftruncate(self._fd, size)
 
     def sync(self) -> None:
-        with full_disk_named(str(self._path), 0):
+        with errors_named(str(self._path)):
             os.fdatasync(self._fd)
+            if self._new:
+                sync_directory(self._path.parent)
+                self._new = False
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset + length > self.size:
+            raise CorruptError(f"{self._path}: ends at byte {self.size:,}, wanted {offset:,} to {offset + length:,}")
 
 
 class Directory:
@@ -195,12 +218,14 @@ class Directory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = -1
+        _DIRECTORIES.add(self)
 
     def __repr__(self) -> str:
         return str(self.path)
 
     def exists(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        with errors_named(str(self.path)):
+            return (self.path / name).is_file()
 
     def open(self, name: str, *, writable: bool, capacity: int = 0) -> FileBlob:
         if writable:
@@ -208,35 +233,39 @@ class Directory:
         return FileBlob(self.path / name, writable=writable)
 
     def read(self, name: str, limit: int) -> bytes:
+        blob = FileBlob(self.path / name, writable=False)
         try:
-            with open(self.path / name, "rb") as file:
-                data = file.read(limit + 1)
-        except OSError as error:
-            raise StoreError(f"{self.path / name}: cannot read: {error.strerror}") from error
-        if len(data) > limit:
-            raise CorruptError(f"{self.path / name}: more than {limit:,} bytes, not one of our files")
-        return data
+            if blob.size > limit:
+                raise CorruptError(f"{self.path / name}: more than {limit:,} bytes, not one of our files")
+            out = allocate(blob.size, str(self.path / name))
+            blob.read_into(0, out)
+        finally:
+            blob.close()
+        return out.tobytes()
 
     def replace(self, name: str, data: bytes) -> None:
         self._make()
         partial = self.path / f"{name}.partial"
         try:
-            with full_disk_named(str(partial), len(data)), open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            with errors_named(str(partial), len(data)):
+                with open(partial, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(self.path / name)
+                sync_directory(self.path)
         except StoreError:
             partial.unlink(missing_ok=True)
             raise
-        partial.replace(self.path / name)
-        sync_directory(self.path)
 
     def remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+        with errors_named(str(self.path / name)):
+            (self.path / name).unlink(missing_ok=True)
 
     def lock(self) -> None:
         self._make()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with errors_named(f"{self.path}: cannot lock"):
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         take_lock(descriptor, self.path)
         self._lock = descriptor
 
@@ -246,24 +275,43 @@ class Directory:
             self._lock = -1
 
     def sizes(self) -> dict[str, int]:
-        if not self.path.is_dir():
-            return {}
-        found = ((file.name, file.stat()) for file in sorted(self.path.iterdir()) if file.is_file())
-        return {name: min(status.st_blocks * 512, -(-status.st_size // 4096) * 4096) for name, status in found}
+        found: dict[str, int] = {}
+        with errors_named(str(self.path)):
+            for file in sorted(self.path.iterdir()) if self.path.is_dir() else []:
+                try:
+                    status = file.stat()
+                except FileNotFoundError:  # removed by the writer just now
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found[file.name] = min(status.st_blocks * 512, -(-status.st_size // 4096) * 4096)
+        return found
 
     def _make(self) -> None:
-        try:
+        with errors_named(f"{self.path}: cannot make this directory"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{self.path}: cannot make this directory: {error.strerror}") from error
+
+
+_DIRECTORIES: weakref.WeakSet[Directory] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """In a forked child, such as a data loader's worker: the lock is its parent's alone, and ends with it."""
+    for directory in _DIRECTORIES:
+        directory.unlock()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def take_lock(descriptor: int, path: Path) -> None:
     """Lock an open file for writing or raise `LockedError`; the kernel drops it when the process dies."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        with errors_named(f"{path}: cannot lock"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except StoreError as error:
         os.close(descriptor)
+        if not isinstance(error.__cause__, BlockingIOError):
+            raise
         raise LockedError(
             f"{path}: another writer has this log open; close it, or read along with RowLog(..., read_only=True)"
         ) from error

@@ -48,7 +48,8 @@ class ArrayBlob:
         self._data = grown
 
     def trim(self, size: int) -> None:
-        """Memory is kept for the next rows."""
+        """What lies beyond is forgotten; its memory goes when the blob grows again."""
+        self._data = self._data[: max(0, size)]
 
     def sync(self) -> None:
         """Memory does not survive its process; nothing to do."""

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -32,11 +33,12 @@ class MappedNode:
 
     def __init__(self, path: Path, sysfs: str | Path | None) -> None:
         self.path = path
-        self.character, self.size = _describe(path, sysfs)
         self.persistence: Persistence = "none"
         self._map: mmap.mmap | None = None
         self._bytes: Bytes | None = None
         self._lock = -1
+        self.character, self.size = _describe(path, sysfs)
+        _NODES.add(self)
 
     @property
     def locked(self) -> bool:
@@ -47,11 +49,7 @@ class MappedNode:
     def data(self) -> Bytes:
         """The whole node, in place."""
         if self._bytes is None:
-            descriptor = self._open(os.O_RDONLY)
-            try:
-                self._bytes = self._mapped(descriptor, mmap.ACCESS_READ)
-            finally:
-                os.close(descriptor)
+            self._bytes = self._mapped(os.O_RDONLY, mmap.ACCESS_READ)
         return self._bytes
 
     def lock(self) -> None:
@@ -60,7 +58,7 @@ class MappedNode:
         take_lock(descriptor, self.path)
         self._lock = descriptor
         try:
-            self._bytes = self._mapped(descriptor, mmap.ACCESS_WRITE)
+            self._bytes = self._mapped(os.O_RDWR, mmap.ACCESS_WRITE)
             self.persistence = self._promise()
         except BaseException:
             self.release()
@@ -73,6 +71,9 @@ class MappedNode:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def __del__(self) -> None:
+        self.release()
 
     def put(self, offset: int, data: Bytes | bytes) -> None:
         """Store bytes and persist them before anything is stored after them."""
@@ -104,11 +105,15 @@ class MappedNode:
                 f"{_HELP}"
             ) from error
 
-    def _mapped(self, descriptor: int, access: int) -> Bytes:
+    def _mapped(self, flags: int, access: int) -> Bytes:
+        """Map through a descriptor of its own: a mapping keeps a copy of it, which must not keep the lock."""
+        descriptor = self._open(flags)
         try:
             self._map = mmap.mmap(descriptor, self.size, access=access)
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.path}: cannot map its {self.size:,} bytes: {error}; {_HELP}") from error
+        finally:
+            os.close(descriptor)
         return np.frombuffer(self._map, np.uint8)
 
     def _promise(self) -> Persistence:
@@ -129,6 +134,18 @@ class MappedNode:
             self._map.flush(start, length)
         except OSError as error:
             raise StoreError(f"{self.path}: msync: {error.strerror}; what was synced before is safe") from error
+
+
+_NODES: weakref.WeakSet[MappedNode] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    """A forked child, such as a data loader's worker, neither has its parent's lock nor keeps it alive."""
+    for node in _NODES:
+        node.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 @lru_cache(maxsize=1)

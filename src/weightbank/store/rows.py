@@ -2,7 +2,7 @@
 
 import weakref
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +13,18 @@ from zlib_ng.zlib_ng import crc32
 from weightbank.errors import CorruptError, LayoutError, OverwrittenError, StoreError
 from weightbank.formats import Format, Native, format_of
 from weightbank.layout import Layout
-from weightbank.store.manifest import Manifest
-from weightbank.store.media import Bytes, Directory, Medium
+from weightbank.store.manifest import MANIFEST_BYTES, Manifest
+from weightbank.store.media import Directory, Medium, allocate
+from weightbank.store.opened import Durability, OpenLog
 from weightbank.store.place import medium_of
 from weightbank.store.records import ITERATE, Journal, Record
-from weightbank.store.recovery import close_log, damaged_rows, recover_staged
+from weightbank.store.recovery import become_writer, damaged_rows
 from weightbank.store.reference import read_reference, write_reference
-from weightbank.store.segments import Geometry, Segments
-from weightbank.store.writer import Staging, Writer
+from weightbank.store.segments import COMMITS, Geometry, Segments
+from weightbank.store.staging import SLOTS
 from weightbank.types import Flat
 
-Durability = Literal["process", "commit", "none"]
-_STAGING, _SLOTS, _GROUP, _TAIL_BYTES = "staging.bin", 4, 32, 256 << 20
+_MANIFEST, _GROUP = "manifest.json", 32
 
 
 class RowLog:
@@ -37,7 +37,7 @@ class RowLog:
         durability: "process" - an appended row survives the death of the process (kill -9) as soon as `append`
             returns; "commit" - besides, every `group` rows, and when idle, all rows are made to survive power loss;
             "none" - rows in flight are lost with the process.
-        group: rows per durable commit.
+        group: rows per durable commit; at most 5 in a ring, whose oldest rows a commit must not lose.
         read_only: open without the writer's lock, also while another process appends.
         salvage: on opening a damaged log, keep the rows before the first bad one instead of refusing.
 
@@ -63,19 +63,15 @@ class RowLog:
         self.read_only, self.durability, self._group, self._salvage = read_only, durability, max(1, group), salvage
         self._wanted = None if format is None else format_of(format)
         self._manifest: Manifest | None = None
-        self._segments: Segments | None = None
-        self._writer: Writer | None = None
-        self._staging: Staging | None = None
+        self._opened: OpenLog | None = None
         self._journal = Journal()
-        self._durable = durability == "commit"
         self._closer: weakref.finalize[Any, RowLog] | None = None
-        self._locked = False
-        if self.medium.exists("manifest.json"):
+        if isinstance(self.medium, Directory) and self.medium.path.exists() and not self.medium.path.is_dir():
+            raise StoreError(f"{self.medium!r}: a file is in the way; name a directory")
+        if self.medium.exists(_MANIFEST):
             self._open()
         elif read_only:
-            raise StoreError(f"{self.medium!r}: no rows here (there is no manifest.json); record some first")
-        elif isinstance(self.medium, Directory) and self.medium.path.exists() and not self.medium.path.is_dir():
-            raise StoreError(f"{self.medium!r}: a file is in the way; name a directory")
+            raise StoreError(f"{self.medium!r}: no rows here (there is no {_MANIFEST}); record some first")
 
     # what is here -----------------------------------------------------------------------------------------------
 
@@ -109,15 +105,12 @@ class RowLog:
     @property
     def first(self) -> int:
         """The number of the oldest row that is still kept."""
-        kept = self.manifest.keep if self._manifest else None
-        return 0 if kept is None else max(0, self.count - kept)
+        return self._journal.first(self._manifest.keep) if self._manifest else 0
 
     @property
     def committed(self) -> int:
         """Rows that are on stable storage (durability "commit") or in their segments (otherwise)."""
-        if self._writer is None:
-            return self.count
-        return self._writer.durable if self._durable else self._writer.stored
+        return self.count if self._opened is None else self._opened.committed
 
     @property
     def steps(self) -> list[int]:
@@ -150,20 +143,9 @@ class RowLog:
         On a log that exists this checks that it fits. `notes` is any JSON value to keep in the manifest.
         Raises `LayoutError` if the log holds other weights, `StoreError` if it was created otherwise.
         """
-        if self._manifest is not None:
-            self._manifest.check_fit(repr(self.medium), size, layout, keep)
-            return
-        if self.read_only:
-            raise StoreError(f"{self.medium!r}: opened read-only; open it for writing to create rows")
-        if size < 1:
-            raise StoreError(f"rows of {size} numbers; wanted at least 1")
-        chosen = self._wanted if self._wanted is not None else Native("float32")
-        geometry = Geometry.of(chosen.row_bytes(size), None if keep is None else keep + _SLOTS + 1)
-        manifest = Manifest(size, chosen, keep, geometry, layout, notes)
-        self._lock()
-        self.medium.replace("manifest.json", manifest.dump())
-        self._manifest = manifest
-        self._start()
+        if self._manifest is None:
+            self._create(size, layout, keep, notes)
+        self.manifest.check_fit(repr(self.medium), size, layout, keep)
 
     def append(
         self, row: Flat, *, step: int | None = None, kind: int = ITERATE, generation: int = 0, fill: Any = None
@@ -173,27 +155,26 @@ class RowLog:
         `fill(buffer)`, for a float32 log, writes the row straight into its place instead. Waits only while the disk
         is slower than the caller. Raises `NonFiniteError`, `LayoutError`, `CapacityError` with nothing written.
         """
-        segments = self._writable()
+        opened = self._writable()
+        sequence = self.count
+        step = sequence if step is None else step
         if row.numel() != self.size or row.ndim != 1:
             raise LayoutError(f"a row of shape {tuple(row.shape)} came; this log has rows of ({self.size},)")
-        sequence = self.count
-        segments.reserve(sequence)
-        slot, buffer = self._take()
+        if not -(2**63) <= step < 2**63:
+            raise StoreError(f"step {step} came; wanted a number of 64 bits")
+        opened.segments.reserve(sequence)
+        writer = opened.writer()
+        slot, buffer = writer.take()
         try:
             if fill is not None:
                 fill(torch.from_numpy(buffer.view(np.float32)))
             else:
                 self.format.encode_row(row, torch.from_numpy(buffer))
         except BaseException:
-            if self._writer is not None:
-                self._writer.give_back(slot)
+            writer.give_back(slot)
             raise
-        step = sequence if step is None else step
-        record = Record(sequence, step, segments.geometry.slot(sequence), crc32(buffer), kind, generation)
-        if self._writer is not None:
-            self._writer.submit(slot, record)
-        else:
-            segments.store(record, buffer)
+        record = Record(sequence, step, opened.segments.geometry.slot(sequence), crc32(buffer), kind, generation)
+        writer.submit(slot, record)
         self._journal.add(record)
         return sequence
 
@@ -204,68 +185,86 @@ class RowLog:
 
     def checksum(self, row: Flat) -> int:
         """The checksum `row` would be stored with."""
-        buffer = np.empty(self.manifest.geometry.row_bytes, np.uint8)
+        buffer = allocate(self.manifest.geometry.row_bytes, repr(self))
         self.format.encode_row(row, torch.from_numpy(buffer))
         return int(crc32(buffer))
 
     def flush(self, *, durable: bool | None = None) -> None:
         """Return when all rows are in their segments; on stable storage if `durable` (default: durability "commit")."""
-        durable = self._durable if durable is None else durable
-        if self._writer is not None:
-            self._writer.wait(durable=durable)
+        if self._opened is not None:
+            self._opened.wait(durable=self.durability == "commit" if durable is None else durable)
 
     def truncate(self, count: int) -> None:
         """Drop the rows from number `count` on; they cannot be had back.
 
-        Raises `OverwrittenError` when a ring has already lost rows that would then be the newest.
+        Raises `OverwrittenError` when a ring has already lost all rows that would be left.
         """
-        segments = self._writable()
+        opened = self._writable()
+        if count < 0:
+            raise StoreError(f"truncate to {count} rows; wanted 0 or more")
         if count >= self.count:
             return
-        self.flush(durable=False)
-        segments.forget_after(count)
-        self._journal.cut(count)
-        self._restart_writer()
+        slots = self.manifest.geometry.slots
+        if slots is not None and 0 < count <= self.count - slots:
+            raise OverwrittenError(
+                f"the rows before row {count} have left the window of {self.manifest.keep} rows (there are "
+                f"{self.count}); record into another directory"
+            )
+        opened.truncate(count, self.manifest.keep)
 
     def set_reference(self, reference: Flat) -> None:
         """Store the row that all rows are relative to, once."""
         self._writable()
-        write_reference(self.medium, reference)
+        write_reference(self.medium, reference, self.size)
 
     def reference(self) -> Flat | None:
         """The reference row, shape (P,), float32, or None before the first row; `CorruptError` if it is damaged."""
         return read_reference(self.medium, self.size)
 
     def close(self) -> None:
-        """Store everything, give back preallocated space, release the lock; the log can be opened again."""
-        if self._closer is not None and self._closer.detach() is not None:
-            close_log(
-                self.medium, self._segments, self._writer, self._staging, self._journal, self.durability == "commit"
-            )
-            self._segments, self._writer, self._closer = None, None, None
-            self._locked = False
+        """Store everything, give back preallocated space, release the lock; the log can be opened again.
+
+        Raises what went wrong while the last rows were written; the log is closed all the same.
+        """
+        if self._closer is not None and self._opened is not None and self._closer.detach() is not None:
+            opened, self._opened, self._closer = self._opened, None, None
+            opened.close()
+            opened.check()
 
     def __enter__(self) -> "RowLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.close()
+        except StoreError:
+            if kind is None:
+                raise
 
     # reading ----------------------------------------------------------------------------------------------------
 
     def read(self, rows: range, columns: slice, out: Float[Tensor, "R W"]) -> None:
         """Decode `columns` of the rows with the numbers in `rows` into `out`, shape (R, W), float32.
 
-        `columns` starts at a multiple of the format's tile. Memory: one encoded copy of what is read. Raises
-        `OverwrittenError` when a row has left the ring.
+        `columns` starts at a multiple of the format's tile. Memory: one encoded copy of what is read, none in float32.
+        Checksums are of whole rows, so they are not looked at here (`row` and `damaged` do). Raises
+        `OverwrittenError` when a row has left the ring, `LayoutError` when `out` has another shape.
         """
         segments = self._reading(rows)
-        start, stop, _ = columns.indices(self.size)
+        start, stop, step = columns.indices(self.size)
+        width = max(0, stop - start)
+        if step != 1 or tuple(out.shape) != (len(rows), width) or out.dtype != torch.float32:
+            raise LayoutError(
+                f"{len(rows)} rows of columns {start} to {stop}, each {step}., were to go into {out.dtype} of shape "
+                f"{tuple(out.shape)}; wanted every column and float32 of shape ({len(rows)}, {width})"
+            )
+        if out.numel() == 0:
+            return
         offset, length = self.format.span(start, stop)
-        if self.direct and out.stride(1) == 1 and out.is_contiguous():
+        if self.direct and out.is_contiguous():
             segments.read_span(rows.start, offset, out.numpy().view(np.uint8).reshape(len(rows), -1), rows.step)
         else:
-            raw = np.empty((len(rows), length), np.uint8)
+            raw = allocate(len(rows) * length, repr(self)).reshape(len(rows), length)
             segments.read_span(rows.start, offset, raw, rows.step)
             self.format.decode_rows(torch.from_numpy(raw), out)
         self._still_there(rows)
@@ -273,19 +272,26 @@ class RowLog:
     def row(self, number: int) -> Flat:
         """One whole row, shape (P,), float32, checked against its checksum."""
         segments = self._reading(range(number, number + 1))
-        raw = np.empty(self.manifest.geometry.row_bytes, np.uint8)
-        segments.read_row(number, raw)
+        segments.check_there(number)
+        raw = allocate(self.manifest.geometry.row_bytes, repr(self))
+        segments.read_row(number, 0, raw)
         self._still_there(range(number, number + 1))
         if crc32(raw) != self._journal.crcs[number]:
             raise CorruptError(f"{self.medium!r}: row {number} does not match its checksum; see RowLog(salvage=True)")
-        out = torch.empty(1, self.size)
-        self.format.decode_rows(torch.from_numpy(raw)[None], out)
-        return out[0]
+        if self.direct:
+            return torch.from_numpy(raw.view(np.float32))
+        out = torch.from_numpy(allocate(4 * self.size, repr(self)).view(np.float32))
+        self.format.decode_rows(torch.from_numpy(raw)[None], out[None])
+        return out
 
     def refresh(self) -> int:
-        """Of a read-only log: see what the writer has appended since; returns `count`."""
-        if self.read_only and self._segments is not None:
-            self._journal.scan(self._segments.journal, self._segments.geometry.slots)
+        """Of a read-only log: see what the writer has appended, or truncated, since; returns `count`."""
+        if self.read_only and self._opened is not None and not self._journal.frozen:
+            segments = self._opened.segments
+            if not self._journal.agrees(segments.journal):
+                self._journal.cut(0)
+                segments.release()
+            self._journal.scan(segments.journal, segments.geometry.slots)
         return self.count
 
     def damaged(self, *, newest: int | None = None) -> list[int]:
@@ -297,119 +303,86 @@ class RowLog:
     # inside -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        manifest = Manifest.parse(self.medium.read("manifest.json", 64 << 20), repr(self.medium))
+        manifest = Manifest.parse(self.medium.read(_MANIFEST, MANIFEST_BYTES), repr(self.medium))
         if self._wanted is not None and self._wanted != manifest.format:
             raise StoreError(f"{self.medium!r} holds rows in {manifest.format!r}; {self._wanted!r} asked for")
-        self._manifest = manifest
         if not self.read_only:
-            self._lock()
-        try:
-            self._start()
-        except BaseException:
-            self._abandon()
-            raise
+            become_writer(self.medium)
+        self._start(manifest)
 
-    def _start(self) -> None:
-        geometry = self.manifest.geometry
+    def _create(self, size: int, layout: Layout | None, keep: int | None, notes: Any) -> None:
         if self.read_only:
-            self._adopt_abandoned()
-            if not self.medium.exists("commits.bin"):
-                raise StoreError(f"{self.medium!r}: no commits yet; nothing to read")
-        self._segments = Segments(self.medium, geometry, not self.read_only)
-        self._journal.scan(self._segments.journal, geometry.slots)
-        if not self.read_only and self.medium.staged:
-            assert isinstance(self.medium, Directory)
-            path = self.medium.path / _STAGING
-            if path.exists():
-                recover_staged(self._segments, self._journal, Staging(path, _SLOTS, geometry.row_bytes))
-            self._staging = Staging(None if self.durability == "none" else path, _SLOTS, geometry.row_bytes)
-        self._check_tail(self._segments)
-        self._restart_writer()
-
-    def _adopt_abandoned(self) -> None:
-        """Before reading: let a short-lived writer finish what a killed one left, if no writer lives."""
-        if isinstance(self.medium, Directory) and self.medium.exists(_STAGING):
-            try:
-                RowLog(self.medium.path, salvage=self._salvage).close()
-            except StoreError:
+            raise StoreError(f"{self.medium!r}: opened read-only; open it for writing to create rows")
+        if not 1 <= size < 2**48 or not (keep is None or 1 <= keep < 2**47):
+            raise StoreError(f"rows of {size} numbers, {keep} of them kept; wanted at least 1")
+        if layout is not None and layout.size != size:
+            raise LayoutError(f"rows of {size} numbers and a layout of {layout.size} weights came; wanted the same")
+        chosen = self._wanted if self._wanted is not None else Native("float32")
+        geometry = Geometry.of(chosen.row_bytes(size), None if keep is None else keep + SLOTS + 1)
+        manifest = Manifest(size, chosen, keep, geometry, layout, notes)
+        data = manifest.dump()
+        become_writer(self.medium)
+        try:
+            if self.medium.exists(_MANIFEST):  # another process was faster
+                self.medium.unlock()
+                self._open()
                 return
-
-    def _check_tail(self, segments: Segments) -> None:
-        """Look at the newest rows; what a power cut tore is dropped, other damage is an error."""
-        unsynced = self._group + _SLOTS
-        newest = max(unsynced, _TAIL_BYTES // segments.geometry.stride)
-        bad = damaged_rows(segments, self._journal, max(self.first, self.count - newest))
-        if not bad:
-            return
-        if not (self.read_only or self._salvage or bad[0] >= self.count - unsynced):
-            raise CorruptError(
-                f"{self.medium!r}: {len(bad)} of {self.count} rows do not match their checksums, the first is row "
-                f"{bad[0]}; RowLog(..., salvage=True) keeps the {bad[0]} rows before it"
-            )
-        if not self.read_only:
-            segments.forget_after(bad[0])
-        self._journal.cut(bad[0])
-
-    def _restart_writer(self) -> None:
-        if self._closer is not None:
-            self._closer.detach()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._staging is not None and self._segments is not None:
-            group = self._group if self._durable else None
-            self._writer = Writer(self._segments, self._staging, _SLOTS, group=group, count=self.count)
-        arguments = (
-            self.medium,
-            self._segments,
-            self._writer,
-            self._staging,
-            self._journal,
-            self.durability == "commit",
-        )
-        self._closer = weakref.finalize(self, close_log, *arguments)
-
-    def _take(self) -> tuple[int, Bytes]:
-        if self._writer is not None:
-            return self._writer.take()
-        return 0, np.empty(self.manifest.geometry.row_bytes, np.uint8)
-
-    def _lock(self) -> None:
-        if not self._locked:
-            self.medium.lock()
-            self._locked = True
-
-    def _abandon(self) -> None:
-        if self._segments is not None:
-            self._segments.close()
-        if self._locked:
+            if self.medium.sizes().get(COMMITS):
+                raise CorruptError(
+                    f"{self.medium!r}: there are rows here but no {_MANIFEST}; put it back or use another directory"
+                )
+            Segments(self.medium, geometry, True).close()
+            self.medium.replace(_MANIFEST, data)
+        except BaseException:
             self.medium.unlock()
+            raise
+        self._start(Manifest.parse(data, repr(self.medium)))
 
-    def _writable(self) -> Segments:
+    def _start(self, manifest: Manifest) -> None:
+        """Open what the manifest describes; the medium is locked already, unless this is for reading only."""
+        try:
+            if not self.medium.exists(COMMITS):
+                raise CorruptError(f"{self.medium!r}: {COMMITS} is missing; the rows cannot be told apart without it")
+            self._opened = OpenLog(
+                self.medium,
+                manifest,
+                durability=self.durability,
+                group=self._group,
+                writable=not self.read_only,
+                salvage=self._salvage,
+            )
+        except BaseException:
+            if not self.read_only:
+                self.medium.unlock()
+            raise
+        self._manifest, self._journal = manifest, self._opened.journal
+        self._closer = weakref.finalize(self, self._opened.close)
+
+    def _open_log(self) -> OpenLog:
+        if self.manifest and self._opened is None:
+            raise StoreError(f"{self.medium!r}: this log was closed; open it again")
+        assert self._opened is not None
+        return self._opened
+
+    def _writable(self) -> OpenLog:
         if self.read_only:
             raise StoreError(f"{self.medium!r}: opened read-only; open it for writing to append")
-        if self.manifest and self._segments is None:
-            raise StoreError(f"{self.medium!r}: this log was closed; open it again")
-        assert self._segments is not None
-        return self._segments
+        return self._open_log()
 
     def _reading(self, rows: range) -> Segments:
-        if self.manifest and self._segments is None:
-            raise StoreError(f"{self.medium!r}: this log was closed; open it again")
-        assert self._segments is not None
-        if self._writer is not None:
-            self._writer.wait()
+        opened = self._open_log()
+        opened.wait()
         if len(rows) and (rows[-1] >= self.count or rows[0] < 0 or rows.step < 1):
             raise StoreError(f"rows {rows} asked for, there are rows 0 to {self.count - 1}")
         self._still_there(rows)
-        return self._segments
+        return opened.segments
 
     def _still_there(self, rows: range) -> None:
         if self.manifest.keep is None or not len(rows):
             return
         newest = self.refresh()
         slots = self.manifest.geometry.slots or 0
-        if rows[0] < newest - slots + _SLOTS:
+        if rows[0] < max(self._journal.floor, newest - slots + SLOTS):
             raise OverwrittenError(
                 f"row {rows[0]} has left the window of {self.manifest.keep} rows (the newest is {newest - 1}); "
                 "take gaussian() again, or compress() it before recording on"

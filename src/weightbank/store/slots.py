@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from zlib_ng.zlib_ng import crc32
 
-from weightbank.errors import StoreError
+from weightbank.errors import CorruptError
 from weightbank.store.arrays import bytes_of
-from weightbank.store.media import Medium
+from weightbank.store.media import Medium, allocate
 from weightbank.types import Flat
 
 _HEAD = struct.Struct("<4sHHQQqII20xI")
@@ -62,9 +62,11 @@ class MomentSlots:
             state = self._load(name)
             if state is not None and state[0] > count:
                 blob = self._medium.open(name, writable=True, capacity=self._bytes)
-                blob.write(0, bytes(_HEAD.size))
-                blob.sync()
-                blob.close()
+                try:
+                    blob.write(0, bytes(_HEAD.size))
+                    blob.sync()
+                finally:
+                    blob.close()
 
     def _load(self, name: str) -> tuple[int, int, Flat, Flat | None] | None:
         if not self._medium.exists(name):
@@ -77,15 +79,18 @@ class MomentSlots:
             magic, version, flags, count, size, step, first_crc, second_crc, crc = _HEAD.unpack(data)
             if magic != _MAGIC or crc32(data[:-4]) != crc or version != _VERSION or size != self._size:
                 return None
-            first = np.empty(4 * size, np.uint8)
-            second = np.empty(4 * size if flags & 1 else 0, np.uint8)
+            length = 4 * size
+            if blob.size < _START + length * (1 + flags % 2):
+                return None
+            first = allocate(length, name)
+            second = allocate(length * (flags % 2), name)
             blob.read_into(_START, first)
             blob.read_into(_START + first.size, second)
             if crc32(first) != first_crc or crc32(second) != second_crc:
                 return None
-        except StoreError:
+        except CorruptError:
             return None
         finally:
             blob.close()
-        scatter = torch.from_numpy(second.view(np.float32)) if flags & 1 else None
+        scatter = torch.from_numpy(second.view(np.float32)) if flags % 2 else None
         return count, step, torch.from_numpy(first.view(np.float32)), scatter

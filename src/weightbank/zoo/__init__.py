@@ -1,4 +1,4 @@
-"""Small networks by name, each a plain `nn.Module` with fresh weights.
+"""Networks by name, each a plain `nn.Module` with fresh weights.
 
 >>> MODELS["model_2fc"]().fc1.weight.shape
 torch.Size([1000, 784])
@@ -11,20 +11,38 @@ from types import MappingProxyType
 from torch import nn
 
 from weightbank.errors import LayoutError
+from weightbank.zoo.densenet import densenet121
+from weightbank.zoo.lenet import convnet, lenet, mlp3, mlp4
 from weightbank.zoo.mnist import ConvNet, FullyConnected, model_2conv2fc, model_2fc, model_3fc, model_4fc
+from weightbank.zoo.preresnet import preresnet20, preresnet164
+from weightbank.zoo.published import load_published
+from weightbank.zoo.resnet import resnet18
 from weightbank.zoo.small import mlp, small_cnn
+from weightbank.zoo.vgg import vgg11, vgg16, vgg19
 
 __all__ = [
     "MODELS",
     "ConvNet",
     "FullyConnected",
     "build",
+    "convnet",
+    "densenet121",
+    "lenet",
+    "load_published",
     "mlp",
+    "mlp3",
+    "mlp4",
     "model_2conv2fc",
     "model_2fc",
     "model_3fc",
     "model_4fc",
+    "preresnet20",
+    "preresnet164",
+    "resnet18",
     "small_cnn",
+    "vgg11",
+    "vgg16",
+    "vgg19",
 ]
 
 MODELS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
@@ -37,10 +55,25 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "cnn_digits": partial(small_cnn, channels=1, size=8),
         "cnn_mnist": partial(small_cnn, channels=1, size=28),
         "cnn_cifar10": partial(small_cnn, channels=3, size=32),
+        "mlp3_mnist": mlp3,
+        "mlp4_mnist": mlp4,
+        "lenet_mnist": lenet,
+        "convnet_cifar10": convnet,
+        "resnet18_cifar10": resnet18,
+        "resnet18_tiny_imagenet": partial(resnet18, classes=200),
+        "vgg11_tiny_imagenet": partial(vgg11, classes=200),
+        "densenet121_cifar10": densenet121,
+        "vgg16_cifar10": vgg16,
+        "vgg16bn_cifar10": partial(vgg16, batch_norm=True),
+        "vgg19_cifar10": vgg19,
+        "vgg19bn_cifar10": partial(vgg19, batch_norm=True),
+        "preresnet20_cifar10": preresnet20,
+        "preresnet164_cifar10": preresnet164,
     }
 )
 """Name -> builder. A name fixes the input: `model_*` and `*_mnist` take 28x28 grey images, `*_digits` 8x8 grey ones,
-`*_cifar10` 32x32 colour ones. `model_*` return log-probabilities, the others logits; `F.cross_entropy` suits both."""
+`*_cifar10` 32x32 colour ones, `*_tiny_imagenet` 64x64 colour ones; the last have 200 classes, all others 10. `model_*`
+return log-probabilities, the others logits; `F.cross_entropy` suits both."""
 
 
 def build(name: str) -> nn.Module:

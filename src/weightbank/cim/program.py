@@ -1,0 +1,130 @@
+"""A programmed chip as a law over θ: exact moments, one standard normal per weight (two widths, as arXiv 2202.08395)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from weightbank.cim.cells import WHOLE, WRITE, Cells, Number
+from weightbank.cim.device import Device
+from weightbank.distributions.distribution import seed_of
+from weightbank.errors import LayoutError
+from weightbank.layout import Layout
+from weightbank.task import Task
+from weightbank.types import Draws, Flat
+
+
+def program(
+    place: Task | Layout, device: Device, verified: Bool[Tensor, "*M P"] | None = None, *, theta: Flat | None = None
+) -> "Chip":
+    """The weights of a task, or `theta` of shape (P,), written to `device`.
+
+    verified: the weights (P,) or single cells (M, P), the most significant first, whose error is `verified_sigma`
+        instead of `sigma`; None for none of them. Where a weight is digital it says nothing.
+
+    Raises `LayoutError` for masks or weights of another shape, `NonFiniteError` for NaN or infinite weights.
+    """
+    return Chip(Cells.of(place, device, theta), verified)
+
+
+@dataclass(frozen=True, eq=False)
+class Chip:
+    """The law of θ on a device that was programmed once and `verified` where the mask is True.
+
+    A draw is one chip at one inference. Equally seeded generators give differently verified chips the same standard
+    normals, stuck cells and drift, so that their differences are those of the programming.
+
+    In `evaluate`, pass batch_norm="keep": a chip's digital BatchNorm statistics are those it was given.
+    """
+
+    cells: Cells
+    verified: Bool[Tensor, "*M P"] | None = None
+
+    def __post_init__(self) -> None:
+        shapes = ((self.layout.size,), (self.device.cells, self.layout.size))
+        if self.verified is not None and tuple(self.verified.shape) not in shapes:
+            raise LayoutError(f"verified has shape {tuple(self.verified.shape)}; wanted {shapes[0]} or {shapes[1]}")
+
+    @property
+    def device(self) -> Device:
+        """What it was programmed on."""
+        return self.cells.device
+
+    @property
+    def layout(self) -> Layout:
+        """Which weight stands where."""
+        return self.cells.layout
+
+    def mean(self) -> Flat:
+        """E[θ], shape (P,): the weights themselves, but for rounding, measured mean errors, faults and drift."""
+        return self._moments[0]
+
+    def variance(self) -> Flat:
+        """The variances, shape (P,): scale² Σ_i 4^(-i m) σ_i² where errors are plain; exact in all cases."""
+        return self._moments[1]
+
+    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Draws:
+        """`count` chips, shape (S, P)."""
+        out = torch.empty(count, self.layout.size, dtype=self.cells.theta.dtype)
+        for row, theta in zip(out, self.draws(count, generator=generator), strict=True):
+            row.copy_(theta)
+        return out
+
+    def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
+        """The same chips one at a time, in one reused vector: one normal per weight; per cell with faults or drift."""
+        seed = seed_of(generator)
+        mean, deviation = (self.mean(), self._deviation) if self.device.gaussian else (self.cells.theta, None)
+        out, normal = torch.empty_like(mean), torch.empty_like(mean)
+        for number in range(count):
+            if deviation is None:
+                yield self.cells.draw(seed, number, _Normal(self, seed, number))
+                continue
+            torch.randn(len(normal), generator=self.cells.stream(seed, number, WHOLE), out=normal)
+            yield torch.addcmul(mean, deviation, normal, out=out)
+
+    def at_rest(self) -> tuple["Chip", Flat | None]:
+        """The same chip without read noise, and the standard deviation (P,) that each inference adds; None if none."""
+        if not self.device.read_noise:
+            return self, None
+        cells = replace(self.cells, device=replace(self.device, read_noise=0.0))
+        return Chip(cells, self.verified), self.cells.reading()
+
+    def error(self, row: int, level: Flat | None) -> tuple[Number, Number]:
+        """Mean and variance of the written error of cell `row` holding `level`, in level steps."""
+        bias, std = self.device.spread(level)
+        if self.verified is None:
+            return bias, std**2
+        good_bias, good_std = self.device.spread(level, verified=True)
+        chosen = self.verified if self.verified.ndim == 1 else self.verified[row]
+        like = self.cells.theta
+        variance = torch.where(chosen, like.new_tensor(0.0) + good_std**2, like.new_tensor(0.0) + std**2)
+        if isinstance(bias, float) and isinstance(good_bias, float):
+            return bias, variance
+        return torch.where(chosen, like.new_tensor(0.0) + good_bias, like.new_tensor(0.0) + bias), variance
+
+    @cached_property
+    def _moments(self) -> tuple[Flat, Flat]:
+        return self.cells.moments(self.error)
+
+    @cached_property
+    def _deviation(self) -> Flat:
+        return self._moments[1].sqrt()
+
+
+@dataclass(frozen=True)
+class _Normal:
+    """Normal written errors of single cells."""
+
+    chip: Chip
+    seed: int
+    number: int
+
+    def __call__(self, row: int, side: int, level: Flat | None, stuck: Bool[Tensor, " P"] | None) -> Flat:
+        bias, variance = self.chip.error(row, level)
+        like = self.chip.cells.theta
+        generator = self.chip.cells.stream(self.seed, self.number, WRITE, row, side)
+        normal = torch.randn(len(like), generator=generator, dtype=like.dtype)
+        return bias + (variance**0.5) * normal

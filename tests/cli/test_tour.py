@@ -1,0 +1,73 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weightbank as wb
+from weightbank.cli import touring
+from weightbank.cli.tour import OWN_MODEL
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(touring, "SKIPPED", 1)
+    monkeypatch.setattr(touring, "EPOCHS", 3)
+    monkeypatch.setattr(touring, "DRAWS", 3)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_tour_shows_all_laws_and_keeps_nothing(cli: Callable[..., Any], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    result = cli("tour", "--json")
+    document = json.loads(result.stdout)
+    roles = ["last", "mean", "diagonal", "window", "spread", "all", "other", "snapshots"]
+    assert [law["role"] for law in document["laws"]] == roles
+    assert all("auroc" in law for law in document["laws"])
+    assert document["iterates"] == 60
+    assert document["bytes"]["bfp8"] < document["bytes"]["fp32"]
+    assert not list(tmp_path.iterdir())
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("short")
+def test_a_directory_is_kept_and_must_be_empty(cli: Callable[..., Any], tmp_path: Path) -> None:
+    result = cli("tour", "--directory", "kept")
+    assert result.exit_code == 0
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 100
+    assert len(wb.RowLog(tmp_path / "kept" / "bfp8", read_only=True)) == 60
+    assert "not an empty directory" in cli("tour", "--directory", "kept").stderr
+
+
+def test_equal_seeds_make_equal_tasks_with_a_fifth_of_the_labels_drawn() -> None:
+    first, second, other = (touring.noisy_digits(seed) for seed in (0, 0, 1))
+    assert torch.equal(first.theta(), second.theta())
+    assert not torch.equal(first.theta(), other.theta())
+    given, drawn = (task.train.y for task in (first, other))  # type: ignore[union-attr]
+    # 60 labels are drawn by each seed, a tenth of them as they were: at most 120 differ
+    assert 60 < int((given != drawn).sum()) <= 120
+
+
+def test_the_three_lines_for_an_own_model_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = touring.noisy_digits(0)
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.05)
+    lines = [line.strip() for line in OWN_MODEL.splitlines()[1:]]
+    assert len(lines) == 3
+    code = "\n".join(lines).replace("count=30", "count=1").replace("print", "shown.append")
+    names: dict[str, Any] = {"wb": wb, "task": task, "optimizer": optimizer, "shown": []}
+    exec(code, names)
+    assert names["shown"][0].samples == 30
+    names["moments"].close()
+
+
+@pytest.mark.slow
+def test_the_whole_tour_has_2400_iterates(cli: Callable[..., Any]) -> None:
+    document = json.loads(cli("tour", "--json").stdout)
+    assert document["iterates"] == 2400
+    full = next(law for law in document["laws"] if law["role"] == "all")
+    assert full["rows"] == 2400
+    assert full["disk"] > 100 * 4 * 17_226  # rows take a hundred times the network's bytes and more
+    assert document["verdict"]
