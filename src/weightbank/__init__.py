@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightbank.cim import Chip, Device, Plan, program, rank, select, write_verify
     from weightbank.distributions import (
         Gaussian,
         Mixture,
@@ -27,6 +28,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockFloatingPoint",
+    "Chip",
+    "Device",
     "Estimate",
     "Evaluation",
     "Format",
@@ -36,6 +39,7 @@ __all__ = [
     "Moments",
     "Native",
     "Packed",
+    "Plan",
     "Point",
     "RowLog",
     "Sketch",
@@ -49,12 +53,17 @@ __all__ = [
     "evaluate",
     "everything",
     "multi",
+    "program",
+    "rank",
+    "select",
     "trainable",
     "within",
+    "write_verify",
 ]
 
 # Where the names above live: they are imported when first used, so that the command line starts without torch.
 _HOMES = {
+    "cim": "Chip Device Plan program rank select write_verify",
     "distributions": "Gaussian Mixture Moments Point Sketch Snapshots WeightDistribution Window multi",
     "errors": "WeightbankError",
     "evaluation": "Estimate Evaluation evaluate",
@@ -64,7 +73,7 @@ _HOMES = {
     "task": "Task TensorBatches",
     "training": "epochs",
 }
-_PACKAGES = ("curvature", "data", "distributions", "evaluation", "formats", "posterior", "store", "zoo")
+_PACKAGES = ("cim", "curvature", "data", "distributions", "evaluation", "formats", "posterior", "store", "zoo")
 
 
 def __getattr__(name: str) -> Any:

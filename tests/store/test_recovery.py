@@ -481,7 +481,6 @@ def test_rows_claimed_to_be_huge_are_not_allocated(children: Children, tmp_path:
     child = children.start("open_under_a_memory_limit", str(where))
     assert (child.wait(), child.status) == (0, 0)
     with RowLog(where, read_only=True, salvage=True) as log:
+        assert log.count == 0
         with pytest.raises(CorruptError, match="reference"):
             log.reference()
-        with pytest.raises(CorruptError, match="is missing|ends at"):
-            log.row(log.count - 1)

@@ -1,5 +1,6 @@
 """One weight vector laid out on the cells of a device: levels, moments of what is read, draws of single cells."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +30,12 @@ class ErrorMoments(Protocol):
 
 
 class DrawnErrors(Protocol):
-    """The written errors, shape (P,), of cell `row` on one `side` of its pair; `stuck` cells cannot be written."""
+    """The errors, shape (P,), of cell `row` on one `side` of its pair, which should hold `level`.
 
-    def __call__(self, row: int, side: int, level: Flat | None, stuck: Bool[Tensor, " P"] | None) -> Flat: ...
+    `held` is the level a stuck cell has whatever is written, NaN for healthy cells; None if all are healthy.
+    """
+
+    def __call__(self, row: int, side: int, level: Flat, held: Flat | None) -> Flat: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,8 @@ class Cells:
         if not self.device.quantized:
             return self.relative
         steps = 2**self.device.weight_bits
-        return (self.relative * steps).round().clamp(max=steps - 1) / steps
+        target: Flat = (self.relative * steps).round().clamp(max=steps - 1) / steps
+        return target
 
     def levels(self) -> Iterator[Flat | None]:
         """The levels of cell 1, 2, ... M, each (P,), from 0 to 2^m - 1; None where they do not matter.
@@ -145,7 +150,8 @@ class Cells:
         device = self.device
         if not device.read_noise:
             return None
-        return device.read_noise * (device.sides * sum(place**2 for place in device.places)) ** 0.5 * self.scale
+        squares = device.sides * math.fsum(place**2 for place in device.places)
+        return self.scale * (device.read_noise * math.sqrt(squares))
 
     def stream(self, seed: int, number: int, use: int, row: int = 0, side: int = 0) -> torch.Generator:
         """The generator of one use, cell and side of chip `number`; equal for every programming of the same seed."""
@@ -186,18 +192,15 @@ class Cells:
             mean = first * mean
         return mean, variance
 
-    def _cell(
-        self, seed: int, number: int, row: int, side: int, level: Flat, errors: DrawnErrors, read: bool
-    ) -> Flat:
+    def _cell(self, seed: int, number: int, row: int, side: int, level: Flat, errors: DrawnErrors, read: bool) -> Flat:
         """The values, shape (P,), of one cell of every weight."""
         device, dtype = self.device, self.theta.dtype
-        stuck, uniform = None, None
+        held = None
         if device.stuck_low + device.stuck_high:
             uniform = torch.rand(len(level), generator=self.stream(seed, number, STUCK, row, side), dtype=dtype)
-            stuck = uniform < device.stuck_low + device.stuck_high
-        value = level + errors(row, side, level, stuck)
-        if stuck is not None and uniform is not None:
-            value = torch.where(stuck, torch.where(uniform < device.stuck_low, 0.0, float(device.top)), value)
+            high = torch.where(uniform < device.stuck_low + device.stuck_high, float(device.top), torch.nan)
+            held = torch.where(uniform < device.stuck_low, 0.0, high)
+        value = level + errors(row, side, level, held)
         if device.drift is not None:
             exponent, spread = device.drift.exponents((level / device.top).clamp(0, 1))
             if device.drift.random:

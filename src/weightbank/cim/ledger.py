@@ -84,10 +84,9 @@ class Ledger:
 
     def rewritten(self, cells: Bool[Tensor, "*cells"], errors: Float[Tensor, "*cells"]) -> "Ledger":
         """The books after one more unverified pulse to each of `cells`, which then err by their `errors`."""
-        return Ledger(
-            torch.where(cells, errors, self.errors), self.pulses + cells.to(torch.int32), self.reads, self.failed & ~cells
-        )
+        errors = torch.where(cells, errors, self.errors)
+        return Ledger(errors, self.pulses + cells.to(torch.int32), self.reads, self.failed & ~cells)
 
     def row_pulses(self) -> Float[Tensor, " R"]:
-        """The most pulses of any cell in each row of the array's last axis, in order: the time of a row written at once."""
+        """The most pulses of any cell along the last axis, flattened: the time of rows that are written at once."""
         return self.pulses.reshape(-1, self.pulses.shape[-1]).amax(-1).to(torch.float32)

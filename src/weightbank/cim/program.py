@@ -1,4 +1,4 @@
-"""A programmed chip as a law over θ: exact moments, one standard normal per weight (two widths, as arXiv 2202.08395)."""
+"""A programmed chip as a law over θ: exact moments, one normal per weight (two widths of error, arXiv 2202.08395)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -122,9 +122,8 @@ class _Normal:
     seed: int
     number: int
 
-    def __call__(self, row: int, side: int, level: Flat | None, stuck: Bool[Tensor, " P"] | None) -> Flat:
+    def __call__(self, row: int, side: int, level: Flat, held: Flat | None) -> Flat:
         bias, variance = self.chip.error(row, level)
-        like = self.chip.cells.theta
         generator = self.chip.cells.stream(self.seed, self.number, WRITE, row, side)
-        normal = torch.randn(len(like), generator=generator, dtype=like.dtype)
-        return bias + (variance**0.5) * normal
+        errors = bias + variance**0.5 * torch.randn(len(level), generator=generator, dtype=level.dtype)
+        return errors if held is None else torch.where(held.isnan(), errors, held - level)

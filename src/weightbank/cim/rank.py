@@ -19,9 +19,9 @@ _Rows: TypeAlias = Callable[[], Iterable[Flat]]
 
 
 def rank(score: Flat, *, tie: Flat | None = None) -> Order:
-    """The indices of the weights, best first, shape (P,): by `score`, equal ones by `tie` (larger first), then by index.
+    """The indices of the weights, best first, shape (P,): by `score`, then `tie` (larger first), then index.
 
-    For 129.6 million float32 weights it takes about 4 GB. Raises `NonFiniteError` for NaN or infinite scores.
+    For 129.6 million float32 weights it takes about 5 GB. Raises `NonFiniteError` for NaN or infinite scores.
 
     >>> rank(torch.tensor([1.0, 3.0, 1.0, 2.0]), tie=torch.tensor([0.1, 0.0, 0.2, 0.0]))
     tensor([1, 3, 2, 0])
@@ -79,7 +79,7 @@ def select(
         (mask,) = top(lambda: [ranked], wanted, tie=tie, among=among)
         return mask
     mask = torch.zeros(size, dtype=torch.bool)
-    if size and not (0 <= int(ranked.min()) and int(ranked.max()) < size):
+    if size and (int(ranked.min()) < 0 or int(ranked.max()) >= size):
         raise DataError(f"an order of {size} weights goes from {int(ranked.min())} to {int(ranked.max())}")
     chosen = (ranked if among is None else ranked[among[ranked]])[:wanted]
     mask[chosen] = True
@@ -104,7 +104,7 @@ def cell_benefits(score: Flat, cells: Cells) -> Iterator[Flat]:
 
 
 def benefit(score: Flat, cells: Cells) -> Flat:
-    """The same summed over the cells of each weight, shape (P,): the loss that verifying a weight saves; -1 if digital."""
+    """The same summed over a weight's cells, shape (P,): the loss that verifying it saves; -1 for digital weights."""
     total = torch.zeros_like(cells.theta)
     for row in cell_benefits(score, cells):
         total += row.clamp(min=0)
@@ -125,7 +125,7 @@ def select_cells(
 
 
 def rank_cells(score: Flat, cells: Cells) -> Int64[Tensor, " N"]:
-    """All cells on the device, best first, as indices into the flattened (M, P): the order `select_cells` takes them in.
+    """All cells on the device, best first, as indices into the flattened (M, P), in the order of `select_cells`.
 
     Holds all M P benefits at once.
     """

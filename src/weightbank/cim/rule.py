@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from weightbank.cim.cells import VERIFY, WRITE, Cells
+from weightbank.cim.ledger import Ledger
 from weightbank.cim.process import WriteVerify
 from weightbank.errors import DataError
 
@@ -45,3 +47,34 @@ class Rule:
     def row(self, number: int) -> UInt8[Tensor, " P"]:
         """The grades of cell `number` (from 0) of every weight."""
         return self.grades if self.grades.ndim == 1 else self.grades[number]
+
+
+def written_cells(
+    cells: Cells,
+    process: WriteVerify,
+    rule: Rule,
+    row: int,
+    side: int,
+    places: Int64[Tensor, " K"],
+    *,
+    seed: int,
+    number: int,
+    held: Float[Tensor, " K"] | None = None,
+) -> Ledger:
+    """Write cell `row`, on one `side` of its pair, of the weights at `places`, and verify it as the rule says.
+
+    held: for stuck cells their fixed error, for others NaN.
+    """
+    dtype, sigma = cells.theta.dtype, float(cells.device.sigma)  # type: ignore[arg-type]
+    grades = rule.row(row)[places].long()
+    errors = sigma * torch.randn(len(places), generator=cells.stream(seed, number, WRITE, row, side), dtype=dtype)
+    if held is not None:
+        errors = torch.where(held.isnan(), errors, held)
+    return process.run(
+        errors,
+        sigma,
+        limit=torch.tensor(rule.limits, dtype=dtype)[grades],
+        tolerance=torch.tensor(rule.tolerances, dtype=dtype)[grades],
+        stuck=None if held is None else ~held.isnan(),
+        generator=cells.stream(seed, number, VERIFY, row, side),
+    )

@@ -108,7 +108,9 @@ class Table:
                     continue
                 groups.setdefault(float(row["target"]), []).append(float(row["actual"]) - float(row["target"]))
             except KeyError as error:
-                raise DataError(f"{path}: no column {error}; wanted target, actual (and cycle), not {list(row)}") from None
+                raise DataError(
+                    f"{path}: no column {error}; wanted target, actual (and cycle), not {list(row)}"
+                ) from None
             except (TypeError, ValueError):
                 raise DataError(f"{path}, line {number}: {row} holds no two numbers target and actual") from None
         few = [target for target, errors in groups.items() if len(errors) < 2]

@@ -1,20 +1,19 @@
 """A chip whose cells went through write-verify: draws are simulated pulse by pulse, and everything is counted."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from weightbank.cim.cells import VERIFY, WHOLE, WRITE, Cells, Number
-from weightbank.cim.compensate import compensated
+from weightbank.cim.cells import WHOLE, Cells, Number
+from weightbank.cim.compensate import Compensated, compensated
 from weightbank.cim.device import Device
 from weightbank.cim.ledger import Effort, Ledger
 from weightbank.cim.process import Outcome, WriteVerify
-from weightbank.cim.rule import Rule
+from weightbank.cim.rule import Rule, written_cells
 from weightbank.distributions.distribution import seed_of
 from weightbank.errors import DataError, LayoutError
 from weightbank.layout import Layout
@@ -43,7 +42,9 @@ class Written:
     def __post_init__(self) -> None:
         device, size = self.cells.device, self.layout.size
         if not device.uniform:
-            raise DataError("a simulated process needs one number as sigma; conductance-dependent errors need program()")
+            raise DataError(
+                "a simulated process needs one number as sigma; conductance-dependent errors need program()"
+            )
         if tuple(self.rule.grades.shape) not in ((size,), (device.cells, size)):
             raise LayoutError(
                 f"a rule of shape {tuple(self.rule.grades.shape)} came; wanted ({size},) or ({device.cells}, {size})"
@@ -130,10 +131,19 @@ class Written:
         cells = replace(self.cells, device=replace(self.device, read_noise=0.0))
         return Written(cells, self.process, self.rule, self.absorb), self.cells.reading()
 
+    def one(self, row: int, side: int, places: Tensor, seed: int, number: int, held: Tensor | None = None) -> Ledger:
+        """Write and verify one cell of some weights; see `written_cells`."""
+        return written_cells(
+            self.cells, self.process, self.rule, row, side, places, seed=seed, number=number, held=held
+        )
+
     @property
     def _plain(self) -> bool:
         """Whether errors reach the weights as they are, so that those of unread cells add up to one normal."""
         return self.device.gaussian and self.device.drift is None
+
+    def _compensated(self, seed: int, number: int) -> Compensated:
+        return compensated(self.cells, self.process, self.rule, self._absorbing, seed=seed, number=number)
 
     @cached_property
     def _absorbing(self) -> Int64[Tensor, " A"]:
@@ -147,7 +157,9 @@ class Written:
 
     @cached_property
     def _moments(self) -> tuple[Flat, Flat]:
-        variances = self.cells.theta.new_tensor([self._outcome(grade).variance for grade in range(len(self.rule.limits))])
+        variances = self.cells.theta.new_tensor(
+            [self._outcome(grade).variance for grade in range(len(self.rule.limits))]
+        )
 
         def error(row: int, level: Flat | None) -> tuple[Number, Number]:
             return 0.0, variances[self.rule.row(row).long()]
@@ -155,7 +167,7 @@ class Written:
         mean, variance = self.cells.moments(error)
         if len(self._absorbing):
             mean, variance = mean.clone(), variance.clone()
-            drawn = torch.stack([compensated(self, self._absorbing, 0, number).weights for number in range(CHIPS)])
+            drawn = torch.stack([self._compensated(0, number).weights for number in range(CHIPS)])
             mean[self._absorbing] = drawn.mean(0)
             reading = self.cells.reading()
             noise = 0.0 if reading is None else reading[self._absorbing].square()
@@ -198,42 +210,15 @@ class Written:
         for row in range(self.device.cells):
             places = single.nonzero()[:, 0] if every else self._read_cells[row]
             for side in range(self.device.sides if len(places) else 0):
-                part = self.verified(row, side, places, seed, number)
+                part = self.one(row, side, places, seed, number)
                 step = self.device.places[row] * (-1) ** side
                 drawn.theta.index_add_(0, places, part.errors * self.cells.signed_scale[places], alpha=step)
                 drawn.books.append((row, side, places, part))
         if len(self._absorbing):
-            result = compensated(self, self._absorbing, seed, number)
+            result = self._compensated(seed, number)
             drawn.theta[self._absorbing] += result.weights - mean[self._absorbing]
             drawn.books += [(row, side, self._absorbing, part) for row, side, part in result.books]
         return drawn
-
-    def verified(
-        self,
-        row: int,
-        side: int,
-        places: Int64[Tensor, " K"],
-        seed: int,
-        number: int,
-        stuck: Bool[Tensor, " K"] | None = None,
-        held: Float[Tensor, " K"] | None = None,
-    ) -> Ledger:
-        """Write cell `row` on one `side` of some weights, and verify it as the rule says; `held` are stuck errors."""
-        dtype, sigma = self.cells.theta.dtype, float(self.device.sigma)  # type: ignore[arg-type]
-        grades = self.rule.row(row)[places].long()
-        limits, tolerances = (torch.tensor(x, dtype=dtype) for x in (self.rule.limits, self.rule.tolerances))
-        first = torch.randn(len(places), generator=self.cells.stream(seed, number, WRITE, row, side), dtype=dtype)
-        errors = sigma * first
-        if stuck is not None and held is not None:
-            errors = torch.where(stuck, held, errors)
-        return self.process.run(
-            errors,
-            sigma,
-            limit=limits[grades],
-            tolerance=tolerances[grades],
-            stuck=stuck,
-            generator=self.cells.stream(seed, number, VERIFY, row, side),
-        )
 
 
 @dataclass
@@ -253,14 +238,9 @@ class _Dense:
     number: int
     drawn: Drawn
 
-    def __call__(self, row: int, side: int, level: Flat | None, stuck: Bool[Tensor, " P"] | None) -> Flat:
-        device, cells = self.law.device, self.law.cells
-        errors, held = torch.zeros_like(cells.theta), None
-        places = cells.on_device.nonzero()[:, 0]
-        if stuck is not None and level is not None:
-            # Which of the two ways a cell is stuck is settled where its value is; here it only has to fail.
-            held = torch.full((len(places),), math.inf, dtype=errors.dtype)
-        part = self.law.verified(row, side, places, self.seed, self.number, None if stuck is None else stuck[places], held)
-        errors[places] = torch.where(part.errors.isfinite(), part.errors, float(device.top))
+    def __call__(self, row: int, side: int, level: Flat, held: Flat | None) -> Flat:
+        law, places = self.law, self.law.cells.on_device.nonzero()[:, 0]
+        fixed = None if held is None else (held - level)[places]
+        part = law.one(row, side, places, self.seed, self.number, fixed)
         self.drawn.books.append((row, side, places, part))
-        return errors
+        return torch.zeros_like(level).index_copy_(0, places, part.errors)

@@ -11,6 +11,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Fit more neural networks into less, and less perfect, memory, and know what it costs.",
 )
 app.add_typer(posterior.app, name="posterior")

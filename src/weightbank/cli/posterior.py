@@ -12,6 +12,7 @@ from weightbank.cli.console import Commands, Json, note, show_facts, show_json
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     help="SWAG posteriors whose rows live on a disk, larger than memory: plan, record, resume, evaluate, export.",
 )
 
@@ -72,12 +73,15 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="The .safetensors f
     "weightbank posterior plan --rule paper",
 )
 def plan_command(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL|N]", help="A model by name, or 2797010, 110M.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL|N", help="A model by name, or 2797010, 110M.")] = None,
     iterates: Annotated[int | None, typer.Option(min=1, help="Iterates to record.")] = None,
     epochs: Annotated[int | None, typer.Option("-e", "--epochs", min=1, help="Epochs instead of --iterates.")] = None,
     batch_size: Annotated[int, typer.Option("-b", "--batch-size", "--batch_size", min=1, help="For --epochs.")] = 100,
     examples: Annotated[int, typer.Option(min=1, help="Training examples, for --epochs.")] = 60_000,
-    every: Annotated[int, typer.Option("-r", "--every", "--bpost", min=1, help="Record each so-manieth.")] = 1,
+    every: Annotated[
+        int,
+        typer.Option("-r", "--every", "--bpost", min=1, help="Record every N-th minibatch of an epoch, for --epochs."),
+    ] = 1,
     keep: Keep = "all",
     format: Format = "fp32",
     path: Annotated[Path, typer.Option("-p", "--path", help="Where the rows will go; only looked at.")] = Path(),
@@ -138,7 +142,7 @@ def run_command(
     momentum: Annotated[float, typer.Option("-m", "--momentum", min=0.0, max=1.0, help="Published: 0.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="Published: 0.")] = 0.0,
     every: Annotated[
-        int, typer.Option("-r", "--bpost", "--every", min=1, help="Record each so-manieth minibatch of an epoch.")
+        int, typer.Option("-r", "--bpost", "--every", min=1, help="Record every N-th minibatch of an epoch.")
     ] = 1,
     window: Annotated[
         int | None, typer.Option("-K", "--posterior_sample_size", min=1, help="The same as --keep window:K.")
@@ -261,7 +265,7 @@ def evaluate_command(
     covariance: Annotated[Covariance, typer.Option(help="Of the law of all rows.")] = Covariance.swag,
     window: Annotated[int, typer.Option(min=2, help="Rows of the narrow laws.")] = 20,
     burn_in: Annotated[int, typer.Option(min=0, help="Iterates left out at the start.")] = 0,
-    thin: Annotated[int, typer.Option(min=1, help="Take each so-manieth iterate.")] = 1,
+    thin: Annotated[int, typer.Option(min=1, help="Take every N-th iterate.")] = 1,
     scale: Annotated[float | None, typer.Option(help="Of the covariance; by default 0.5, of a diagonal 1.")] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the run's; needed for a file.")] = None,
     model: Annotated[str | None, typer.Option(help="The model of an exported file.")] = None,

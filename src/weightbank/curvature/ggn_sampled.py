@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightbank.curvature.held import Squares, holding
+from weightbank.curvature.held import holding, squaring
 from weightbank.curvature.reading import batches
 from weightbank.errors import DataError
 from weightbank.progress import progress
@@ -47,6 +47,7 @@ def ggn_sampled(
     training flags are as before afterwards, and so are the global random state and the loader's.
 
     Args:
+        task: the model with its loss and training data.
         images: read so many training examples, in further passes with new random numbers if there are fewer. None
             goes on until the scores of the first and of the second half of what was read agree on the most important
             weights; that is asked at 600, 1,200, 2,400, ... examples. It ends at the latest with 60,000 examples, or
@@ -55,7 +56,8 @@ def ggn_sampled(
         generator: the source of random numbers; None is a fresh one with seed 0, so a repeated call gives the same.
         probe: "signs" uses the whole Hessian of each prediction; "labels" draws one label per prediction and is noisier
             the surer the model is.
-        top, overlap: stop when this share of the `top` fraction of weights is the same in both halves.
+        top: the fraction of weights that counts as most important.
+        overlap: stop when this share of them is the same in both halves.
 
     Raises:
         CurvatureError: for a loss without known curvature, random outputs, augmented training data.
@@ -65,9 +67,9 @@ def ggn_sampled(
         raise DataError(f"top={top} and overlap={overlap} came; both are fractions, more than 0 and at most 1")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     with holding(task, generator) as held, progress(f"{task.name}: curvature", images) as bar:
-        squares, halves = Squares(held), _Halves(task.layout.size, top, generator)
+        total, halves = held.zeros(), _Halves(task.layout.size, top, generator)
         seen, units = 0, 0.0
-        try:
+        with squaring(held, total) as squares:
             for x, y in _drawn(task, images, 32 if batch_size is None else batch_size):
                 if seen == 0:
                     held.examine(x, y)
@@ -76,11 +78,9 @@ def ggn_sampled(
                 units += float(head.total)
                 seen += len(y)
                 bar.advance(len(y))
-                if images is None and halves.share(squares.total, seen) >= overlap:
+                if images is None and halves.share(total, seen) >= overlap:
                     break
-        finally:
-            squares.close()
-        return held.mean(squares.total, units)
+        return held.mean(total, units)
 
 
 def _drawn(task: Task, images: int | None, batch_size: int) -> Iterator[tuple[Inputs, Tensor]]:

@@ -50,9 +50,13 @@ class Held:
         state = {name: values[first] for name, first in self._first.items()} | self._buffers
         return torch.func.functional_call(self.task.model, state, args, kwargs, tie_weights=False)
 
-    def head(self, x: Inputs, y: Tensor, leaves: Mapping[str, Tensor] | None = None) -> Head:
+    def head(self, x: Inputs, y: Tensor) -> Head:
         """The outputs of one batch and their curvature."""
-        return self._find_head(self.task.loss, self.output(x, leaves), y)
+        return self.head_at(self.output(x), y)
+
+    def head_at(self, output: Any, y: Tensor) -> Head:
+        """The head of an output of the model."""
+        return self._find_head(self.task.loss, output, y)
 
     def checked_head(self, x: Inputs, y: Tensor) -> Head:
         """`head`; raises `NonFiniteError` for outputs that are NaN or infinite."""
@@ -77,8 +81,8 @@ class Held:
         check_head(self.task.name, second)
         if first.z.shape != second.z.shape or not _close(first.z, second.z, 16 * _epsilon(first.z)):
             raise CurvatureError(
-                f"{self.task.name}: the model in evaluation mode gave two outputs for the same {len(y)} inputs; a layer "
-                "that draws random numbers outside of training has no one curvature: switch it off"
+                f"{self.task.name}: the model in evaluation mode gave two outputs for the same {len(y)} inputs; a "
+                "layer that draws random numbers outside of training has no one curvature: switch it off"
             )
         return second
 
@@ -87,8 +91,8 @@ class Held:
         examples = Examples.of(x, y)
         if not examples.separable:
             raise CurvatureError(
-                f"{self.task.name}: none of the inputs has a first dimension of {len(y)} as the targets have, so single "
-                "examples cannot be told apart; put examples first in inputs and targets, or take ggn_sampled"
+                f"{self.task.name}: none of the inputs has a first dimension of {len(y)} as the targets have, so "
+                "single examples cannot be told apart; put examples first in inputs and targets, or take ggn_sampled"
             )
         if len(examples) < 2:
             return
@@ -96,9 +100,9 @@ class Held:
             together, one, other = (self._summed_loss(*examples.slice(*ends)) for ends in ((0, 2), (0, 1), (1, 2)))
         if not _close(together, one + other, _epsilon(together) ** 0.5):
             raise CurvatureError(
-                f"{self.task.name}: the first two training examples have a summed loss of {float(together):.6g} together "
-                f"but {float(one):.6g} + {float(other):.6g} alone; wanted examples along the first dimension of inputs "
-                "and targets, independent of each other, and a loss that is a mean; or take ggn_sampled"
+                f"{self.task.name}: the first two training examples have a summed loss of {float(together):.6g} "
+                f"together but {float(one):.6g} + {float(other):.6g} alone; wanted examples along the first dimension "
+                "of inputs and targets, independent of each other, and a loss that is a mean; or take ggn_sampled"
             )
 
     def mean(self, total: Flat, units: float) -> Flat:
@@ -127,7 +131,7 @@ class Held:
 
     def _summed_loss(self, x: Inputs, y: Tensor) -> Tensor:
         output = self.output(x)
-        total = self._find_head(self.task.loss, output, y).total
+        total = self.head_at(output, y).total
         return torch.where(total > 0, total * self.task.loss(output, y).detach(), 0)
 
 
@@ -150,18 +154,27 @@ def holding(task: Task, generator: torch.Generator | None, find_head: HeadOf = h
         yield Held(task, find_head)
 
 
+@contextmanager
+def squaring(held: Held, total: Flat) -> Iterator["Squares"]:
+    """For the time of a `with` block, backward passes may add squared gradients to `total`."""
+    squares = Squares(held, total)
+    try:
+        yield squares
+    finally:
+        squares.close()
+
+
 class Squares:
     """Squared gradients of the weights, added up in one flat vector while a backward pass goes by.
 
     Each gradient is squared and dropped as soon as it is complete, so only one is alive at a time.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Held, total: Flat) -> None:
         self._leaves = list(held.leaves.values())
-        self.total = held.zeros()
-        views = held.views(self.total)
+        views = held.views(total)
         self._handles = [
-            leaf.register_post_accumulate_grad_hook(partial(_add_square, views[name]))
+            leaf.register_post_accumulate_grad_hook(partial(_add_square, views[name]))  # type: ignore[no-untyped-call]
             for name, leaf in held.leaves.items()
         ]
 

@@ -4,13 +4,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from weightbank.curvature.errors import CurvatureError
-from weightbank.curvature.heads import Elementwise, Head, Softmax, sigmoid_entropy, squared_error
+from weightbank.curvature.heads import Elementwise, Head, Softmax, loss_itself, sigmoid_entropy, squared_error
 from weightbank.types import Loss
 
 NAMES = "F.cross_entropy, F.nll_loss, F.mse_loss or F.binary_cross_entropy_with_logits"
@@ -44,6 +43,14 @@ def head_of(loss: Loss, output: Any, target: Tensor) -> Head:
     return _KNOWN[function](name, arguments)
 
 
+def any_head_of(loss: Loss, output: Any, target: Tensor) -> Head:
+    """`head_of`, or for a loss it does not know the loss itself as the only output, one unit per example."""
+    try:
+        return head_of(loss, output, target)
+    except CurvatureError:
+        return loss_itself(loss(output, target), len(target))
+
+
 def check_head(name: str, head: Head) -> None:
     """Raise `CurvatureError` if outputs do not depend on the weights, labels do, or `nll_loss` got no log p."""
     if not head.z.requires_grad:
@@ -55,8 +62,8 @@ def check_head(name: str, head: Head) -> None:
         doubt = float(head.z.detach().logsumexp(min(1, head.z.ndim - 1)).abs().max())
         if not doubt <= LOGARITHMIC:
             raise CurvatureError(
-                f"{name}: nll_loss wants log-probabilities, but the outputs' logsumexp is up to {doubt:.3g} from 0; end "
-                "the model in log_softmax, or use F.cross_entropy"
+                f"{name}: nll_loss wants log-probabilities, but the outputs' logsumexp is up to {doubt:.3g} from 0; "
+                "end the model in log_softmax, or use F.cross_entropy"
             )
 
 

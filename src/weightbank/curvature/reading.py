@@ -20,7 +20,9 @@ def batches(
     are cut alike, others are passed whole; a batch none of whose inputs can be cut stays whole.
 
     Args:
+        task: whose training data.
         images: stop after so many examples; None is one pass, or no end with `again`.
+        batch_size: None takes batches as they come.
         again: begin another pass when one ends.
     """
     for name, number in (("images", images), ("batch_size", batch_size)):

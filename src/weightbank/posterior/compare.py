@@ -95,7 +95,7 @@ def compare(
         others: further recordings by name.
         covariance: of the law of all rows, see `Moments.gaussian`.
         burn_in: iterates left out at the start, of all laws but the first.
-        thin: every so-manieth iterate of the rest is taken.
+        thin: every `thin`-th iterate of the rest is taken.
         scale: of the covariance; None as published, ½ for SWAG and 1 for its diagonal.
     """
     rows: list[Compared] = []

@@ -60,7 +60,8 @@ def memory_parts(
         law = 6 * vector + journal  # the moments' vectors and the law's own
         return law + count * vector + 5 * 8 * padded * rows + min(_SAMPLE_BLOCKS, (rows + padded) * 2 * vector)
 
-    return {"record": record, "sample": draws(samples), "evaluate": draws(min(samples, group))}
+    # a group is still in use when the next one is drawn
+    return {"record": record, "sample": draws(samples), "evaluate": draws(min(samples, 2 * group))}
 
 
 def rows_appended(iterates: int, keep: Keep) -> int:

@@ -48,7 +48,7 @@ def record(
         moments: what takes the iterates; several, by name, take the same ones.
         epochs: in all, those before recording included.
         directory: where `checkpoint.safetensors` is kept; None keeps no checkpoint.
-        every: record each so-manieth minibatch.
+        every: r, record every r-th minibatch of an epoch.
         skip_epochs: train so many epochs before recording starts.
         scheduler: of the learning rate, stepped after each epoch; constant if there is none.
         timings: takes "epoch 0 time (s)" and so on.

@@ -28,19 +28,14 @@ def recover(segments: Segments, keep: int | None, *, unsynced: int, salvage: boo
         closed = False
         recover_staged(segments.medium.path / STAGING, segments, journal)
     newest = max(1 if closed else unsynced, _TAIL_BYTES // segments.geometry.stride)
-    bad = damaged_rows(segments, journal, max(journal.first(keep), journal.count - newest))
-    if bad and not segments.writable:  # a ring may have moved on in the meantime
-        journal.scan(segments.journal, segments.geometry.slots)
-        bad = [number for number in bad if number >= journal.first(keep)]
-    if not bad:
-        return journal
-    torn = not closed and bad[0] >= journal.count - unsynced
-    if not (torn or salvage):
-        raise CorruptError(
-            f"{segments.medium!r}: {len(bad)} of {journal.count} rows are missing or do not match their checksums, the first is "
-            f"row {bad[0]}; RowLog(..., salvage=True) keeps the {bad[0]} rows before it"
-        )
-    _drop(segments, journal, bad[0], journal.count, keep)
+    oldest = journal.count if closed else journal.count - unsynced  # before that, a power cut is no excuse
+    while bad := _bad(segments, journal, keep, newest):
+        if not (bad[0] >= oldest or salvage):
+            raise CorruptError(
+                f"{segments.medium!r}: {len(bad)} of {journal.count} rows are missing or do not match their checksums, "
+                f"the first is row {bad[0]}; RowLog(..., salvage=True) keeps the {bad[0]} rows before it"
+            )
+        _drop(segments, journal, bad[0], journal.count, keep)  # which may bring older rows of a ring into its window
     return journal
 
 
@@ -95,6 +90,14 @@ def damaged_rows(segments: Segments, journal: Journal, first: int) -> list[int]:
             good = False
         if not good:
             bad.append(number)
+    return bad
+
+
+def _bad(segments: Segments, journal: Journal, keep: int | None, newest: int) -> list[int]:
+    bad = damaged_rows(segments, journal, max(journal.first(keep), journal.count - newest))
+    if bad and not (segments.writable or journal.frozen):  # a ring may have moved on in the meantime
+        journal.scan(segments.journal, segments.geometry.slots)
+        bad = [number for number in bad if number >= journal.first(keep)]
     return bad
 
 
