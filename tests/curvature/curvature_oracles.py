@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weightbank.layout import everything
 from weightbank.task import Task
@@ -191,4 +192,6 @@ def softmax_ggn(task: Task) -> Tensor:
 def hessian_diagonal(task: Task) -> Tensor:
     """The diagonal of the whole Hessian of the mean loss over the whole training data, by two backward passes."""
     x, y = whole(task)
-    return torch.autograd.functional.hessian(lambda theta: task.loss(task.predict(theta, x), y), task.theta()).diagonal()
+    with sdpa_kernel(SDPBackend.MATH):
+        hessian = torch.autograd.functional.hessian(lambda theta: task.loss(task.predict(theta, x), y), task.theta())
+    return hessian.diagonal()

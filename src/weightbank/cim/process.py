@@ -13,6 +13,9 @@ from weightbank.cim.device import Device
 from weightbank.cim.ledger import Effort, Ledger
 from weightbank.errors import DataError
 
+BLOCK = 2**14
+"""Pulses that are drawn at once when few cells are left."""
+
 POPULATION = 2**18
 """Cells that stand for all where there is no closed form."""
 
@@ -102,20 +105,25 @@ class WriteVerify:
         value = self._read(error[active], generator)
         out = value.abs() > limit_[active]
         active, value = active[out], value[out]
-        for _ in range(self.max_pulses - 1):
-            if len(active) == 0:
-                break
-            normal = torch.randn(len(active), generator=generator, dtype=error.dtype)
+        done = 1
+        while len(active) and done < self.max_pulses:
+            tries = self._tries(len(active), done)
+            normal = torch.randn(tries, len(active), generator=generator, dtype=error.dtype)
             if self.pulse == "redraw":
                 new = _at(bias_, active) + _at(sigma_, active) * normal
             else:
                 new = error[active] - self.gain * value * (1 + self.cycle_noise * normal)
-            error[active] = new if stuck is None else torch.where(stuck.reshape(-1)[active], error[active], new)
-            pulses[active] += 1
-            reads[active] += 1
-            value = self._read(error[active], generator)
-            out = value.abs() > tolerance_[active]
-            active, value = active[out], value[out]
+            if stuck is not None:
+                new = torch.where(stuck.reshape(-1)[active], error[active], new)
+            values = self._read(new, generator)
+            good = values.abs() <= tolerance_[active]
+            hit, first = good.max(0)
+            used = torch.where(hit, first, tries - 1)[None]
+            error[active] = new.gather(0, used)[0]
+            pulses[active] += used[0].to(torch.int32) + 1
+            reads[active] += used[0].to(torch.int32) + 1
+            active, value = active[~hit], values[-1, ~hit]
+            done += tries
         failed = torch.zeros(len(error), dtype=torch.bool)
         failed[active] = True
         return Ledger(error.view(shape), pulses.view(shape), reads.view(shape), failed.view(shape))
@@ -130,10 +138,16 @@ class WriteVerify:
         tolerance = self.tolerance if tolerance is None else tolerance
         return _outcome(self, float(sigma), tolerance if limit is None else limit, tolerance)
 
-    def _read(self, error: Float[Tensor, " K"], generator: torch.Generator) -> Float[Tensor, " K"]:
+    def _tries(self, cells: int, done: int) -> int:
+        """How many pulses to simulate at once: redrawn ones do not depend on those before, so few cells take many."""
+        if self.pulse == "incremental":
+            return 1
+        return max(1, min(BLOCK // cells, 64, self.max_pulses - done))
+
+    def _read(self, error: Float[Tensor, "*K"], generator: torch.Generator) -> Float[Tensor, "*K"]:
         if not self.read_noise:
             return error
-        return error + self.read_noise * torch.randn(len(error), generator=generator, dtype=error.dtype)
+        return error + self.read_noise * torch.randn(error.shape, generator=generator, dtype=error.dtype)
 
     @staticmethod
     def _kept(a: float) -> float:

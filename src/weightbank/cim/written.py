@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from weightbank.cim.cells import WHOLE, Cells, Number
+from weightbank.cim.cells import VERIFY, WHOLE, WRITE, Cells, Number
 from weightbank.cim.compensate import Compensated, compensated
 from weightbank.cim.device import Device
 from weightbank.cim.ledger import Effort, Ledger
@@ -94,14 +94,14 @@ class Written:
         """The same chips one at a time."""
         seed = seed_of(generator)
         for number in range(count):
-            yield self._draw(seed, number).theta
+            yield self._draw(seed, number)
 
     def write(self, *, generator: torch.Generator | None = None) -> tuple[Flat, Ledger]:
         """One chip with the books of every cell, (M, P), or (2, M, P) for differential pairs; digital ones are blank.
 
         The chip is not the one `draws` gives for the same seed: here every cell has its own random numbers.
         """
-        drawn = self._draw(seed_of(generator), 0, every=True)
+        booked = self._booked(seed_of(generator), 0)
         shape = (self.device.sides, self.device.cells, self.layout.size)
         whole = Ledger(
             torch.zeros(shape, dtype=self.cells.theta.dtype),
@@ -109,18 +109,18 @@ class Written:
             torch.zeros(shape, dtype=torch.int32),
             torch.zeros(shape, dtype=torch.bool),
         )
-        for row, side, places, part in drawn.books:
+        for row, side, places, part in booked.parts:
             for name in ("errors", "pulses", "reads", "failed"):
                 getattr(whole, name)[side, row, places] = getattr(part, name)
         if self.device.pairs:
-            return drawn.theta, whole
-        return drawn.theta, Ledger(whole.errors[0], whole.pulses[0], whole.reads[0], whole.failed[0])
+            return booked.theta, whole
+        return booked.theta, Ledger(whole.errors[0], whole.pulses[0], whole.reads[0], whole.failed[0])
 
     def counted(self, chips: int, *, generator: torch.Generator | None = None) -> Effort:
         """The average effort of so many simulated chips."""
         seed, total = seed_of(generator), Effort(0.0, 0.0)
         for number in range(chips):
-            for _, _, _, part in self._draw(seed, number, every=True).books:
+            for _, _, _, part in self._booked(seed, number).parts:
                 total = total + part.effort
         return total * (1 / chips)
 
@@ -189,44 +189,86 @@ class Written:
         return mean, variances.sqrt()
 
     @cached_property
-    def _read_cells(self) -> list[Int64[Tensor, " K"]]:
-        """For each cell of a weight, the weights where it is read."""
-        single = self.cells.on_device if self.absorb is None else self.cells.on_device & ~self.absorb
-        return [((self.rule.row(row) > 0) & single).nonzero()[:, 0] for row in range(self.device.cells)]
+    def _single(self) -> Bool[Tensor, " P"]:
+        """The weights on the device that are not compensated."""
+        return self.cells.on_device if self.absorb is None else self.cells.on_device & ~self.absorb
 
-    def _draw(self, seed: int, number: int, *, every: bool = False) -> "Drawn":
-        """Chip `number` of a seed; with `every`, unread cells are drawn singly too, so that the books are complete."""
-        drawn = Drawn(self.cells.theta)
+    @cached_property
+    def _read(self) -> "_ReadCells":
+        limits, tolerances = (
+            torch.tensor(x, dtype=self.cells.theta.dtype) for x in (self.rule.limits, self.rule.tolerances)
+        )
+        places, steps, grades = [], [], []
+        for row, place in enumerate(self.device.places):
+            here = ((self.rule.row(row) > 0) & self._single).nonzero()[:, 0]
+            for side in range(self.device.sides):
+                places.append(here)
+                steps.append(self.cells.signed_scale[here] * (place * (-1) ** side))
+                grades.append(self.rule.row(row)[here].long())
+        grade = torch.cat(grades)
+        return _ReadCells(torch.cat(places), torch.cat(steps), limits[grade], tolerances[grade])
+
+    def _draw(self, seed: int, number: int) -> Flat:
+        """Chip `number` of a seed: one normal for the unread cells of a weight, read cells simulated singly."""
         if not self._plain:
-            drawn.theta = self.cells.draw(seed, number, _Dense(self, seed, number, drawn))
-            return drawn
+            return self._booked(seed, number).theta
         mean, deviation = self._unread
-        single = self.cells.on_device if self.absorb is None else self.cells.on_device & ~self.absorb
-        if every:
-            reading = self.cells.reading()
-            deviation = torch.zeros_like(mean) if reading is None else reading
         normal = torch.randn(len(mean), generator=self.cells.stream(seed, number, WHOLE), dtype=mean.dtype)
-        drawn.theta = torch.addcmul(mean, deviation, normal)
-        for row in range(self.device.cells):
-            places = single.nonzero()[:, 0] if every else self._read_cells[row]
-            for side in range(self.device.sides if len(places) else 0):
+        theta = torch.addcmul(mean, deviation, normal)
+        read = self._read
+        if len(read.places):
+            first = torch.randn(len(read.places), generator=self.cells.stream(seed, number, WRITE), dtype=mean.dtype)
+            sigma = float(self.device.sigma)  # type: ignore[arg-type]
+            generator = self.cells.stream(seed, number, VERIFY)
+            found = self.process.run(
+                sigma * first, sigma, limit=read.limits, tolerance=read.tolerances, generator=generator
+            )
+            theta.index_add_(0, read.places, found.errors * read.steps)
+        if len(self._absorbing):
+            theta[self._absorbing] += self._compensated(seed, number).weights - mean[self._absorbing]
+        return theta
+
+    def _booked(self, seed: int, number: int) -> "Booked":
+        """A chip of which every cell is drawn singly, so that the books are complete."""
+        booked = Booked(self.cells.theta)
+        if not self._plain:
+            booked.theta = self.cells.draw(seed, number, _Dense(self, seed, number, booked))
+            return booked
+        mean, reading = self._unread[0], self.cells.reading()
+        booked.theta = mean.clone()
+        if reading is not None:
+            normal = torch.randn(len(mean), generator=self.cells.stream(seed, number, WHOLE), dtype=mean.dtype)
+            booked.theta.addcmul_(reading, normal)
+        places = self._single.nonzero()[:, 0]
+        for row, place in enumerate(self.device.places):
+            for side in range(self.device.sides):
                 part = self.one(row, side, places, seed, number)
-                step = self.device.places[row] * (-1) ** side
-                drawn.theta.index_add_(0, places, part.errors * self.cells.signed_scale[places], alpha=step)
-                drawn.books.append((row, side, places, part))
+                step = place * (-1) ** side
+                booked.theta.index_add_(0, places, part.errors * self.cells.signed_scale[places], alpha=step)
+                booked.parts.append((row, side, places, part))
         if len(self._absorbing):
             result = self._compensated(seed, number)
-            drawn.theta[self._absorbing] += result.weights - mean[self._absorbing]
-            drawn.books += [(row, side, self._absorbing, part) for row, side, part in result.books]
-        return drawn
+            booked.theta[self._absorbing] += result.weights - mean[self._absorbing]
+            booked.parts += [(row, side, self._absorbing, part) for row, side, part in result.books]
+        return booked
+
+
+@dataclass(frozen=True)
+class _ReadCells:
+    """The K cells that are read: their weights, what a level step of each adds to its weight, limits and tolerances."""
+
+    places: Int64[Tensor, " K"]
+    steps: Float[Tensor, " K"]
+    limits: Float[Tensor, " K"]
+    tolerances: Float[Tensor, " K"]
 
 
 @dataclass
-class Drawn:
-    """One chip's weights and the books of the cells that were simulated singly: (row, side, weights, ledger)."""
+class Booked:
+    """One chip's weights and the books of its cells: (row, side, weights, ledger)."""
 
     theta: Flat
-    books: list[tuple[int, int, Tensor, Ledger]] = field(default_factory=list)
+    parts: list[tuple[int, int, Tensor, Ledger]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -236,11 +278,11 @@ class _Dense:
     law: Written
     seed: int
     number: int
-    drawn: Drawn
+    booked: Booked
 
     def __call__(self, row: int, side: int, level: Flat, held: Flat | None) -> Flat:
         law, places = self.law, self.law.cells.on_device.nonzero()[:, 0]
         fixed = None if held is None else (held - level)[places]
         part = law.one(row, side, places, self.seed, self.number, fixed)
-        self.drawn.books.append((row, side, places, part))
+        self.booked.parts.append((row, side, places, part))
         return torch.zeros_like(level).index_copy_(0, places, part.errors)

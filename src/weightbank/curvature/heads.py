@@ -155,7 +155,7 @@ class Softmax:
             target, counted = self._rows(self.target), torch.ones((), device=self.target.device)
         else:
             labels, valid = self._labels()
-            target = torch.nn.functional.one_hot(labels, self.classes).to(self.z.dtype)
+            target = (labels[:, None] == torch.arange(self.classes, device=labels.device)).to(self.z.dtype)
             counted = valid[:, None].to(self.z.dtype)
         smooth = (1 - self.smoothing) * target + self.smoothing / self.classes
         return smooth * counted if self.class_weight is None else smooth * counted * self.class_weight

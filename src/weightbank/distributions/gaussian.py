@@ -72,8 +72,9 @@ class Gaussian:
         """The rows of `sample`, one at a time, in at most 256 MB or one group of 16 draws; a pass per group."""
         seed = seed_of(generator)
         fit = max(1, _DRAW_BYTES // (4 * self.layout.size * _GROUP)) * _GROUP
+        buffer = torch.empty(min(fit, count), self.layout.size)
         for first in range(0, count, fit):
-            out = torch.empty(min(fit, count - first), self.layout.size)
+            out = buffer[: count - first]
             self._fill(out, first, seed)
             yield from out
 

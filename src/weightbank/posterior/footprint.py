@@ -60,8 +60,7 @@ def memory_parts(
         law = 6 * vector + journal  # the moments' vectors and the law's own
         return law + count * vector + 5 * 8 * padded * rows + min(_SAMPLE_BLOCKS, (rows + padded) * 2 * vector)
 
-    # a group is still in use when the next one is drawn
-    return {"record": record, "sample": draws(samples), "evaluate": draws(min(samples, 2 * group))}
+    return {"record": record, "sample": draws(samples), "evaluate": draws(min(samples, group))}
 
 
 def rows_appended(iterates: int, keep: Keep) -> int:
