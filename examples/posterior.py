@@ -1,6 +1,6 @@
 """Job 1: a posterior of every training iterate on disk, in your own training loop.
 
-    python examples/posterior.py
+python examples/posterior.py
 """
 
 import tempfile

@@ -25,7 +25,8 @@ class Children:
 
     def __init__(self, file: str) -> None:
         command = [sys.executable, __file__, file]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
         )
@@ -71,7 +72,8 @@ class Child:
 
     def kill(self) -> int:
         """Kill -9; the last number told, -1 if there was none."""
-        os.kill(self.pid, signal.SIGKILL)
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
     def wait(self) -> int:

@@ -24,7 +24,7 @@ def classes(*shape: int, count: int = 3, seed: int = 1) -> Tensor:
 
 
 def randomized(model: nn.Module, seed: int = 5) -> nn.Module:
-    """Weights and statistics of a size at which predictions are neither sure nor equal, in float64 and training mode."""
+    """Float64 weights and statistics of a size that makes predictions neither sure nor equal; training mode."""
     generator = seeded(seed)
     model.double()
     with torch.no_grad():
@@ -71,6 +71,17 @@ class TinyTransformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.output(self.encoder(self.embedding(tokens)))
+
+
+class SharedLinear(nn.Module):
+    """One layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(self.linear(x).relu())
 
 
 class Recurrent(nn.Module):
@@ -176,7 +187,7 @@ def outputs_jacobian(task: Task) -> Tensor:
 
 def softmax_ggn(task: Task) -> Tensor:
     """diag(Jᵀ H J) by loops over positions and pairs of classes, classes last in the output."""
-    x, y = whole(task)
+    x, _ = whole(task)
     output = task.predict(task.theta(), x).detach()
     p = output.reshape(-1, output.shape[-1]).softmax(-1)
     jacobian = outputs_jacobian(task).view(*p.shape, -1)

@@ -1,6 +1,7 @@
 import gc
 import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -358,33 +359,45 @@ def test_reader_that_shares_the_writers_medium_does_not_take_its_lock(tmp_path: 
 
 
 def test_forked_child_neither_writes_nor_holds_the_lock(tmp_path: Path) -> None:
+    """Such as the worker of a data loader, which may outlive the log."""
     log = RowLog(tmp_path / "log")
     log.create(10)
     log.append(torch.ones(10))
     log.flush()
-    child_ready, parent_done = os.pipe(), os.pipe()
+    (hear, tell), (go, let) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        answers = 0
+        refused = 0
         for use in (lambda: log.append(torch.ones(10)), lambda: log.row(0), lambda: log.truncate(0), log.flush):
             try:
                 use()
             except StoreError as error:
-                answers += "forked" in str(error)
+                refused += "forked" in str(error)
+        os.write(tell, bytes([refused]))
+        os.read(go, 1)
         log.close()  # as the garbage collector or the end of the program may
-        os.write(child_ready[1], bytes([answers]))
-        os.read(parent_done[0], 1)
+        os.write(tell, b"x")
         os._exit(0)
     try:
-        assert os.read(child_ready[0], 1) == b"\x04"
+        assert os.read(hear, 1) == b"\x04"
         assert (tmp_path / "log" / "staging.bin").exists()
         log.append(2 * torch.ones(10))
         log.close()
         with RowLog(tmp_path / "log") as again:  # while the child lives
-            assert (again.count, again.damaged()) == (2, [])
+            again.append(3 * torch.ones(10))
+            os.write(let, b"x")
+            assert os.read(hear, 1) == b"x"
+            again.append(4 * torch.ones(10))
+            assert (tmp_path / "log" / "staging.bin").exists()
+            with pytest.raises(LockedError):
+                RowLog(tmp_path / "log")
     finally:
-        os.write(parent_done[1], b"x")
+        os.kill(child, signal.SIGKILL)  # had something failed above, it would wait for ever
         os.waitpid(child, 0)
+        for descriptor in (hear, tell, go, let):
+            os.close(descriptor)
+    with RowLog(tmp_path / "log") as again:
+        assert [int(again.row(number)[0]) for number in range(again.count)] == [1, 2, 3, 4]
 
 
 # ends -----------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """One weight vector laid out on the cells of a device: levels, moments of what is read, draws of single cells."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,19 +23,12 @@ WHOLE, WRITE, STUCK, DRIFT, VERIFY, READ = range(6)
 """What a stream of random numbers is for; each use, cell and side of a pair has a stream of its own."""
 
 
-class ErrorMoments(Protocol):
-    """Mean and variance of the written error of cell `row` (from 0) holding `level`, each a number or (P,)."""
+ErrorMoments: TypeAlias = Callable[[int, Flat | None], tuple[Number, Number]]
+"""(row, level) to mean and variance of the written error of cell `row`, from 0, that should hold `level` (P,)."""
 
-    def __call__(self, row: int, level: Flat | None) -> tuple[Number, Number]: ...
-
-
-class DrawnErrors(Protocol):
-    """The errors, shape (P,), of cell `row` on one `side` of its pair, which should hold `level`.
-
-    `held` is the level a stuck cell has whatever is written, NaN for healthy cells; None if all are healthy.
-    """
-
-    def __call__(self, row: int, side: int, level: Flat, held: Flat | None) -> Flat: ...
+DrawnErrors: TypeAlias = Callable[[int, int, Flat, Flat | None], Flat]
+"""(row, side, level, held) to the errors (P,) of cell `row` on one side of its pair, which should hold `level`. `held`
+is the level a stuck cell has whatever is written, NaN for healthy cells; None if all are healthy."""
 
 
 @dataclass(frozen=True, eq=False)

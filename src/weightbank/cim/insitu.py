@@ -105,6 +105,6 @@ def _gradient(task: Task, theta: Flat, x: object, y: Tensor) -> Flat:
     free = theta.to(task.device).requires_grad_()
     loss = task.loss(task.predict(free, x), y)  # type: ignore[arg-type]
     if not bool(loss.isfinite()):
-        raise DivergedError(f"{task.name}: loss is {float(loss)}; lower the learning rate")
+        raise DivergedError(f"{task.name}: loss is {float(loss.detach())}; lower the learning rate")
     (gradient,) = torch.autograd.grad(loss, free)
     return gradient.to("cpu")

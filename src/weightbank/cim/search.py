@@ -12,9 +12,10 @@ from weightbank.cim.montecarlo import Passes, Scorer, Strata, student
 from weightbank.cim.plan import Trial
 from weightbank.cim.policies import Programming, Spend
 from weightbank.cim.written import Written
+from weightbank.evaluation.estimate import Estimate
 from weightbank.types import Flat
 
-NEAR = 0.05
+NEAR = 0.1
 """A budget is small enough when one smaller by this share of it is known to fail."""
 
 
@@ -49,16 +50,14 @@ class Search:
     def smallest(self) -> int:
         """The number of the smallest budget found to hold; the last one if none does."""
         low, high = -1, self.last
-        number = self._first()
-        for turn in range(1, 10_000):
-            if self.trial(number).passed:
-                high = number
-            else:
-                low = number
+        number, tried = self._first(), []
+        while True:
+            trial = self.trial(number)
+            tried.append((number, trial.drop.mean))
+            low, high = (low, number) if trial.passed else (number, high)
             if low >= self.last or high - low <= max(1, NEAR * high):
-                break
-            number = self._next(low, high, turn)
-        return high
+                return high
+            number = self._next(low, high, tried)
 
     def confirmed(self, number: int) -> tuple[int, Trial]:
         """The first budget from `number` on that also holds on fresh chips, or the last one, and its trial."""
@@ -67,6 +66,13 @@ class Search:
             if trial.passed or number >= self.last:
                 return number, trial
             number = min(self.last, max(number + 1, math.ceil(number * (1 + NEAR))))
+
+    def measured(self, number: int, passes: int) -> Estimate:
+        """The drop of budget `number` on chips that no decision has looked at."""
+        chips = Passes(self.scorer, self.programming(number).law, Generator().manual_seed(self.seed + 2**40 + number))
+        for _ in range(passes):
+            chips.add()
+        return chips.strata(self.clean).negative.estimate
 
     def programming(self, number: int) -> Programming:
         """What budget `number` buys."""
@@ -140,7 +146,7 @@ class Search:
         """The prediction between those computed, on a logarithmic scale."""
         for (a, risk_a), (b, risk_b) in zip(self._risks, self._risks[1:], strict=False):
             if a <= number <= b:
-                return math.exp(math.log(risk_a) + (math.log(risk_b / risk_a)) * (number - a) / (b - a))
+                return math.exp(math.log(risk_a) + math.log(risk_b / risk_a) * (number - a) / (b - a))
         return self._risks[-1][1]
 
     def _reaching(self, risk: float) -> int:
@@ -157,20 +163,19 @@ class Search:
             return max(1, self.last // 10)
         return self._reaching(self._risks[-1][1] + self.max_drop)
 
-    def _next(self, low: int, high: int, turn: int) -> int:
-        """A budget between one that failed and one that held: where the drop should reach the target, or the middle."""
-        middle = round(math.sqrt((low + 1) * high)) if low > 0 else high // 4
-        number = middle
-        if self._risks and turn % 3:
-            points = [
-                (math.log(self._risk(round(t.budget / self.step))), math.log(max(t.drop.mean, 1e-6)))
-                for t in self.history
-                if not t.fresh
-            ]
-            points.sort(key=lambda point: abs(point[1] - math.log(self.max_drop)))
+    def _next(self, low: int, high: int, tried: list[tuple[int, float]]) -> int:
+        """A budget between one that failed and one that held: where the drop should reach the target, or the middle.
+
+        The drop is taken for a power of the predicted increase of the loss, through the two trials nearest the target;
+        every third time it is the middle, so that a bad prediction costs little.
+        """
+        number = round(math.sqrt((low + 1) * high)) if low > 0 else high // 4
+        if self._risks and len(tried) % 3:
+            target = math.log(self.max_drop)
+            points = [(math.log(self._risk(budget)), math.log(max(drop, 1e-6))) for budget, drop in tried]
+            (risk, drop), *others = sorted(points, key=lambda point: abs(point[1] - target))
             slope = 1.0
-            if len(points) > 1 and abs(points[0][0] - points[1][0]) > 1e-9:
-                slope = min(3.0, max(0.3, (points[0][1] - points[1][1]) / (points[0][0] - points[1][0])))
-            aim = math.log(0.85 * self.max_drop)
-            number = self._reaching(math.exp(points[0][0] + (aim - points[0][1]) / slope))
+            if others and abs(risk - others[0][0]) > 1e-9:
+                slope = min(3.0, max(0.3, (drop - others[0][1]) / (risk - others[0][0])))
+            number = self._reaching(math.exp(risk + (target + math.log(0.85) - drop) / slope))
         return min(high - 1, max(low + 1, number))

@@ -50,8 +50,9 @@ def write_verify(
     found predict the next, between the largest budget that failed and the smallest that held. Each is decided by a
     sequential test: passes over the data, every mini-batch on a chip of its own, the same chips for every budget, each
     batch paired with its clean score; looks after 2, 4, 8, ... passes share the error between them. What is undecided
-    after `passes` counts as failed. The budget found is within 5 % or one step of one that failed; fresh chips confirm
-    it (or the next larger one is taken) and give the accuracy that the plan states.
+    after `passes` counts as failed. The budget found is within 10 % or one step of one that failed; fresh chips confirm
+    it (or the next larger one is taken), and fresh ones again give the accuracy that the plan states, which no decision
+    has biased.
 
     Args:
         task: the model; the drop is measured on its test data.
@@ -110,7 +111,8 @@ def write_verify(
 
         search.tell = tell
         number, trial = search.confirmed(search.smallest())
-    plan = _plan(search, number, trial.drop, trial.passed, device, task)
+        drop = search.measured(number, max(4, trial.passes))
+    plan = _plan(search, number, drop, trial.passed, device, task)
     if path is not None:
         plan.save(path, search=digest)
     return plan

@@ -43,7 +43,7 @@ class Written:
         device, size = self.cells.device, self.layout.size
         if not device.uniform:
             raise DataError(
-                "a simulated process needs one number as sigma; conductance-dependent errors need program()"
+                "a simulated process needs a number as sigma; for conductance-dependent errors use program()"
             )
         if tuple(self.rule.grades.shape) not in ((size,), (device.cells, size)):
             raise LayoutError(
@@ -64,7 +64,7 @@ class Written:
 
     @property
     def effort(self) -> Effort:
-        """What programming one chip is expected to take, by `WriteVerify.outcome`."""
+        """What programming a chip is expected to take, by `WriteVerify.outcome`; stuck cells cost more: see `counted`."""
         total = Effort(0.0, 0.0)
         for row in range(self.device.cells):
             counts = torch.bincount(self.rule.row(row)[self.cells.on_device], minlength=len(self.rule.limits))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from weightbank.curvature.held import holding, squaring
@@ -22,7 +23,7 @@ from weightbank.types import Flat, Inputs
 FEWEST, ENOUGH, MOST = 600, 6_000, 60_000
 """Examples before the first look at the overlap; where a small data set may stop; where any does."""
 
-COMPARED = 2**20
+COMPARED = 2**18
 """So many weights, drawn at random, stand for all of a larger model when two halves are compared."""
 
 
@@ -98,9 +99,8 @@ class _Halves:
     """What the first and the second half of the examples so far say, asked each time their number has doubled."""
 
     def __init__(self, size: int, top: float, generator: torch.Generator) -> None:
+        self._generator = generator
         self._chosen: Tensor | None = None
-        if size > COMPARED:
-            self._chosen = torch.randint(size, (COMPARED,), generator=generator, device=generator.device)
         self._top = max(1, round(top * min(size, COMPARED)))
         self._first, self._at = torch.empty(0), 0
 
@@ -108,7 +108,7 @@ class _Halves:
         """The share of the most important weights that both halves name; 0 when it is not time to ask."""
         if seen < (2 * self._at if self._at else FEWEST // 2):
             return 0.0
-        now = total.clone() if self._chosen is None else total[self._chosen.to(total.device)]
+        now = self._compared(total)
         first, self._first = self._first, now
         asked, self._at = self._at > 0, seen
         if not asked:
@@ -117,3 +117,12 @@ class _Halves:
         named = torch.zeros_like(now, dtype=torch.bool)
         named[first.topk(count).indices] = True
         return float(named[(now - first).topk(count).indices].sum()) / count if count else 1.0
+
+    def _compared(self, total: Flat) -> Float[Tensor, " Q"]:
+        if len(total) <= COMPARED:
+            return total.clone()
+        if self._chosen is None:
+            device = self._generator.device
+            drawn = torch.randint(len(total), (COMPARED,), generator=self._generator, device=device)
+            self._chosen = drawn.to(total.device)
+        return total[self._chosen]

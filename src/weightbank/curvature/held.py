@@ -1,5 +1,6 @@
 """A task held still: one fixed function of its weights and its training examples, or an error that says why not."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,9 @@ from weightbank.types import Flat, Inputs, Loss
 
 FEW = 32
 """Examples of the first batch that the model is tried on."""
+
+NEGLIGIBLE = 1e-6
+"""Outputs and losses this small may differ by their own size: they are rounding errors of larger numbers."""
 
 HeadOf = Callable[[Loss, Any, Tensor], Head]
 
@@ -87,7 +91,7 @@ class Held:
         return second
 
     def examine_alone(self, x: Inputs, y: Tensor) -> None:
-        """Raise `CurvatureError` if the first two examples have another loss together than alone."""
+        """Raise `CurvatureError` if the first two examples have other outputs together than alone."""
         examples = Examples.of(x, y)
         if not examples.separable:
             raise CurvatureError(
@@ -96,13 +100,13 @@ class Held:
             )
         if len(examples) < 2:
             return
-        with torch.no_grad():
-            together, one, other = (self._summed_loss(*examples.slice(*ends)) for ends in ((0, 2), (0, 1), (1, 2)))
-        if not _close(together, one + other, _epsilon(together) ** 0.5):
+        together, *alone = (self.head(*examples.slice(*ends)).z.detach() for ends in ((0, 2), (0, 1), (1, 2)))
+        joined = torch.cat(alone) if together.ndim else alone[0] + alone[1]
+        if together.shape != joined.shape or not _close(together, joined, _epsilon(together) ** 0.5):
             raise CurvatureError(
-                f"{self.task.name}: the first two training examples have a summed loss of {float(together):.6g} "
-                f"together but {float(one):.6g} + {float(other):.6g} alone; wanted examples along the first dimension "
-                "of inputs and targets, independent of each other, and a loss that is a mean; or take ggn_sampled"
+                f"{self.task.name}: the first two training examples have other outputs together than alone (shapes "
+                f"{tuple(together.shape)} and {tuple(joined.shape)}); wanted examples along the first dimension of "
+                "inputs and targets, independent of each other, and a loss that is a mean; or take ggn_sampled"
             )
 
     def mean(self, total: Flat, units: float) -> Flat:
@@ -110,14 +114,14 @@ class Held:
         if not units > 0:
             raise DataError(f"{self.task.name}: the weights of the training labels add up to {units}; wanted some > 0")
         total.div_(units)
-        finite = total.isfinite()
-        if not bool(finite.all()):
-            place = int((~finite).nonzero()[0])
-            name = next(e.name for e in self.layout.entries if place < e.offset + e.size)
-            raise NonFiniteError(
-                f"{self.task.name}: {int((~finite).sum())} of {len(total)} scores are NaN or infinite, the first in "
-                f"'{name}'; look for bad weights or inputs, or compute in float64"
-            )
+        if not math.isfinite(float(total.sum())):  # without a temporary as large as the weights
+            places = (~total.isfinite()).nonzero()
+            if len(places):
+                name = next(e.name for e in self.layout.entries if int(places[0]) < e.offset + e.size)
+                raise NonFiniteError(
+                    f"{self.task.name}: {len(places)} of {len(total)} scores are NaN or infinite, the first in "
+                    f"'{name}'; look for bad weights or inputs, or compute in float64"
+                )
         return total
 
     def zeros(self) -> Flat:
@@ -128,11 +132,6 @@ class Held:
     def views(self, flat: Flat) -> dict[str, Tensor]:
         """Each parameter's part of a flat vector, in the parameter's shape."""
         return {e.name: flat[e.offset : e.offset + e.size].view(e.shape) for e in self.layout.entries}
-
-    def _summed_loss(self, x: Inputs, y: Tensor) -> Tensor:
-        output = self.output(x)
-        total = self.head_at(output, y).total
-        return torch.where(total > 0, total * self.task.loss(output, y).detach(), 0)
 
 
 @contextmanager
@@ -199,7 +198,7 @@ def _add_square(view: Tensor, leaf: Tensor) -> None:
 def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
     """Equal but for what other kernels and summation orders may do."""
     first, second = first.detach().double(), second.detach().double()
-    scale = max(float(first.abs().max()), float(second.abs().max()))
+    scale = max(float(first.abs().max()), float(second.abs().max()), NEGLIGIBLE)
     return bool((first - second).abs().max() <= tolerance * scale)
 
 

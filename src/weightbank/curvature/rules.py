@@ -7,6 +7,7 @@ gives h for each input. For y = A x with a constant matrix A it is h_x = (A ⊙ 
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,26 +27,21 @@ def moved(step: Step, h: Sequence[Tensor | None]) -> Pulled:
 
 def bilinear(step: Step, h: Sequence[Tensor | None]) -> Pulled:
     """For y = x·W + b: h_x = h·W², h_W = h·x², h_b = h, by the same function on squared factors."""
-    _check_distinct(step)
-    squared = _squared_numbers(step)
-    return squared.pull(h, torch.square)
+    return _paired(step).pull(h, torch.square)
 
 
 def divided(step: Step, h: Sequence[Tensor | None]) -> Pulled:
     """For y = x / s with a constant s: h_x = h / s²."""
-    if isinstance(step.args[1], Tensor) and step.args[1].requires_grad:
+    divisor = _pair(step)[1]
+    if isinstance(divisor, Tensor) and divisor.requires_grad:
         raise CurvatureError(f"{step}: no squared rule for division by something that depends on weights")
-    return _squared_numbers(step).pull(h, torch.square)
+    return _paired(step).pull(h, torch.square)
 
 
 def added(step: Step, h: Sequence[Tensor | None]) -> Pulled:
     """For y = ±x ± α z: both get h, times α² for z."""
-    _check_distinct(step)
     alpha = step.kwargs.get("alpha", 1)
-    plain = Step("add", torch.add, step.args[:2], {"alpha": alpha**2}, step.outputs, step.before, step.module)
-    if plain.name != step.name and len(step.args) < 2:
-        plain = Step("clone", torch.clone, step.args, {}, step.outputs, step.before, step.module)
-    return plain.pull(h)
+    return replace(step, function=torch.add, args=_pair(step), kwargs={"alpha": alpha**2}).pull(h)
 
 
 def elementwise(step: Step, h: Sequence[Tensor | None]) -> Pulled:
@@ -88,17 +84,22 @@ def normalized(step: Step, h: Sequence[Tensor | None]) -> Pulled:
     return pulled
 
 
-def _check_distinct(step: Step) -> None:
-    first, second = [*step.args[:2], None, None][:2]
-    if isinstance(first, Tensor) and first is second and first.requires_grad:
+def _pair(step: Step) -> tuple[Any, Any]:
+    """The two operands of a step, the second 0 if there is none; not one tensor twice."""
+    first = step.args[0]
+    second = step.args[1] if len(step.args) > 1 else step.kwargs.get("other", 0)
+    if isinstance(first, Tensor) and first is second:
         raise CurvatureError(f"{step}: no squared rule for a tensor combined with itself")
+    return first, second
 
 
-def _squared_numbers(step: Step) -> Step:
-    """The step with plain numbers among its two factors squared."""
-    factors = (f**2 if isinstance(f, (int, float)) and step.name in _SCALES else f for f in step.args[:2])
-    args = (*factors, *step.args[2:])
-    return Step(step.name, step.function, args, step.kwargs, step.outputs, step.before, step.module)
+def _paired(step: Step) -> Step:
+    """The step with both factors in front, and squared if they are plain numbers."""
+    if step.name not in _SCALES:
+        return step
+    factors = (factor**2 if isinstance(factor, (int, float)) else factor for factor in _pair(step))
+    kwargs = {key: value for key, value in step.kwargs.items() if key != "other"}
+    return replace(step, args=(*factors, *step.args[2:]), kwargs=kwargs)
 
 
 def _window_weight(step: Step, x: Tensor, y: Tensor) -> Tensor | float:
@@ -131,13 +132,13 @@ def _adaptive_sizes(size: int, outputs: int) -> Tensor:
     return torch.tensor([math.ceil((j + 1) * size / outputs) - j * size // outputs for j in range(outputs)])
 
 
-_SCALES = {"mul", "multiply", "div", "divide", "true_divide"}
+_SCALES = {"mul", "multiply", "div", "divide", "true_divide", "matmul", "mm", "bmm", "mv", "rmatmul"}
 
 _RULES: dict[Rule, str] = {
     moved: """flatten unflatten view view_as reshape reshape_as permute transpose t T mT movedim swapaxes squeeze
         unsqueeze expand expand_as contiguous clone to type_as float double chunk split tensor_split unbind narrow
         select index_select getitem cat concat concatenate stack flip roll sum pixel_shuffle pixel_unshuffle
-        channel_shuffle embedding identity dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
+        channel_shuffle embedding dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
         max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d""",
     bilinear: """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d mul multiply matmul mm
         bmm mv rmatmul""",

@@ -49,10 +49,9 @@ class Step:
         """The call run again on (changed) values, and `h` pulled back through it to each of the `inputs`."""
         leaves: dict[int, Tensor] = {}
         for tensor in tensors_in((self.args, self.kwargs)):
-            if tensor.is_floating_point():
-                value = self.value(tensor) if change is None else change(self.value(tensor))
-                leaves[id(tensor)] = value.detach().requires_grad_(tensor.requires_grad)
-        args, kwargs = mapped((self.args, self.kwargs), lambda tensor: leaves.get(id(tensor), tensor))
+            value = self.value(tensor) if change is None else change(self.value(tensor))
+            leaves[id(tensor)] = value.detach().requires_grad_(tensor.requires_grad)
+        args, kwargs = mapped((self.args, self.kwargs), lambda tensor: leaves[id(tensor)])
         with torch.enable_grad():
             again = [tensor for tensor in tensors_in(self.function(*args, **kwargs)) if tensor.requires_grad]
         pairs = [(output, part) for output, part in zip(again, h, strict=True) if part is not None]
@@ -70,7 +69,7 @@ class Tape(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._modules: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+        self._modules: dict[int, str] = {id(m): name or type(m).__name__ for name, m in model.named_modules()}
         self._versions: dict[int, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -87,8 +86,8 @@ class Tape(TorchFunctionMode):
         before = {key: (tensor, tensor._version) for key, tensor in got.items()}
         name, in_place = _plain(_name(func)), _in_place(func, kwargs)
         if in_place:
-            before[id(args[0])] = (args[0].detach().clone(), 0)
-            before[id(args[0])] = (before[id(args[0])][0], before[id(args[0])][0]._version)
+            copy = args[0].detach().clone()
+            before[id(args[0])] = (copy, copy._version)
         result = func(*args, **kwargs)
         outputs = [tensor for tensor in tensors_in(result) if tensor.requires_grad]
         if outputs:

@@ -110,8 +110,9 @@ class ArrayWriter:
 
 def bytes_of(data: Tensor) -> UInt8[np.ndarray, " B"]:
     """The bytes of a contiguous CPU tensor, no copy."""
-    flat: UInt8[np.ndarray, " B"] = data.reshape(-1).view(torch.uint8).numpy()
-    return flat
+    flat = data.reshape(-1).as_strided((data.numel(),), (1,))  # with one number or none, strides can be anything
+    numbers: UInt8[np.ndarray, " B"] = flat.view(torch.uint8).numpy()
+    return numbers
 
 
 def _typed(raw: UInt8[np.ndarray, "..."], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -124,7 +124,7 @@ def allocate(count: int, what: str) -> Bytes:
     """`count` bytes of memory, not filled, or `CapacityError`."""
     try:
         return np.empty(count, np.uint8)
-    except MemoryError as error:
+    except (MemoryError, ValueError) as error:  # the latter beyond 2^63
         raise CapacityError(f"{what}: no memory for {count:,} bytes") from error
 
 

@@ -42,7 +42,7 @@ class ArrayBlob:
             raise CapacityError(f"{self._name}: {size:,} bytes wanted, the device has {self.size:,} for this part")
         try:
             grown = np.zeros(size, np.uint8)
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:  # the latter beyond 2^63
             raise CapacityError(f"{self._name}: no memory for {size:,} bytes; keep the rows in a directory") from error
         grown[: self.size] = self._data
         self._data = grown

@@ -25,6 +25,15 @@ class MomentSlots:
         self._next = 0
         self._bytes = _START + 8 * size
 
+    def reserve(self) -> None:
+        """Make room for both slots, or raise `CapacityError`, so that saving cannot fail for want of it."""
+        for name in _NAMES:
+            blob = self._medium.open(name, writable=True, capacity=self._bytes)
+            try:
+                blob.reserve(self._bytes)
+            finally:
+                blob.close()
+
     def save(self, count: int, step: int, mean: Flat, scatter: Flat | None, *, durable: bool) -> None:
         """Overwrite the older slot: its header is cleared first and written last."""
         blob = self._medium.open(_NAMES[self._next], writable=True, capacity=self._bytes)

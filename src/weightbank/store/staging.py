@@ -40,7 +40,7 @@ class Staging:
         self._bytes = np.frombuffer(self._map, np.uint8)
 
     def payload(self, slot: int) -> Bytes:
-        """The row's bytes in one slot, to be written in place."""
+        """The row's bytes in one slot, to be written in place; while they do not match the record, there is no row."""
         start = slot * self._stride + STRIDE
         return self._bytes[start : start + self._row_bytes]
 
@@ -48,11 +48,6 @@ class Staging:
         """Put the record beside the finished row: from here on the row outlives this process."""
         start = slot * self._stride
         self._bytes[start : start + RECORD_BYTES] = np.frombuffer(record.pack(), np.uint8)
-
-    def unseal(self, slot: int) -> None:
-        """Mark a slot as having no finished row before it is filled anew."""
-        start = slot * self._stride
-        self._bytes[start : start + RECORD_BYTES] = 0
 
     def discard(self) -> None:
         """Remove the file: everything in it has been stored."""

@@ -109,7 +109,6 @@ class ThreadWriter:
         except StoreError:
             self._free.put(slot)
             raise
-        self._staging.unseal(slot)
         return slot, self._staging.payload(slot)
 
     def give_back(self, slot: int) -> None:
