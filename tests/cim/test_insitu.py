@@ -65,13 +65,13 @@ def test_retraining_repairs_a_chip_and_counts_what_it_took(trained):
     device = Device(8, 1, sigma=0.5)
     cells = Cells.of(trained, device)
     before, after, effort = [], [], []
-    for seed in range(5):
+    for seed in range(3):
         for steps, found in ((0, before), (60, after)):
             generator = torch.Generator().manual_seed(seed)
             chip = retrain_in_situ(trained, cells, steps=steps, learning_rate=0.03, generator=generator)
             found.append(each_chip(trained, Point(chip.theta, trained.layout), 1).mean)
         effort.append(chip.ledger.effort)
-    assert sum(after) / 5 > sum(before) / 5 + 0.03
+    assert sum(after) / 3 > sum(before) / 3 + 0.03
     full = WriteVerify().outcome(0.5).effort(effort[0].cells)
     assert 0 < effort[0].write_cycles(full) < 5
 

@@ -16,7 +16,7 @@ def lexicographic(score: torch.Tensor, tie: torch.Tensor) -> list[int]:
     return np.lexsort((np.arange(len(score)), -tie.double().numpy(), -score.double().numpy())).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(FEW, FEW), min_size=1, max_size=30), st.sampled_from([torch.float32, torch.float64]))
 def test_rank_is_lexicographic_and_select_takes_its_first(pairs, dtype):
     score, tie = torch.tensor(pairs, dtype=dtype).T.contiguous()
@@ -42,7 +42,7 @@ def test_selecting_per_layer_selects_in_each_layer(pairs, fraction):
     assert torch.equal(select(order, fraction, layout=layout, per_layer=True), torch.cat(parts))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(FEW, min_size=5, max_size=5), min_size=1, max_size=4), st.integers(0, 20), st.data())
 def test_top_of_several_rows_is_the_top_of_all_their_numbers(rows, count, data):
     values = torch.tensor(rows)

@@ -113,7 +113,7 @@ def test_what_cannot_be_met_is_said(trained, curvature):
 
 @pytest.mark.parametrize("policy", [by_cell, graded, read_first, partial(compensate, share=0.3)])
 def test_every_policy_makes_a_plan_that_comes_back_from_disk(policy, trained, curvature, plan, tmp_path):
-    found = write_verify(trained, NOISY, curvature, max_drop=0.01, step=0.01, policy=policy)
+    found = write_verify(trained, NOISY, curvature, max_drop=0.01, step=0.05, policy=policy, passes=8)
     assert found.met
     assert found.write_cycles < plan.write_cycles
     found.save(tmp_path / "plan.safetensors")
@@ -192,8 +192,8 @@ def test_numbers_out_of_range_are_refused(trained, curvature, tmp_path):
             write_verify(trained, NOISY, curvature, **bad)
     with pytest.raises(LayoutError, match=r"\(224,\)"):
         write_verify(trained, NOISY, curvature[:5])
+    device = Device(sigma=lambda g: 0.1 + g, verified_sigma=0.01)
     with pytest.raises(DataError, match="cannot be stored"):
-        device = Device(sigma=lambda g: 0.1 + g, verified_sigma=0.01)
         write_verify(trained, device, curvature, path=tmp_path / "plan")
 
 

@@ -64,7 +64,7 @@ class Written:
 
     @property
     def effort(self) -> Effort:
-        """What programming a chip is expected to take, by `WriteVerify.outcome`; stuck cells cost more: see `counted`."""
+        """What programming a chip is expected to take, by `WriteVerify.outcome`; for stuck cells see `counted`."""
         total = Effort(0.0, 0.0)
         for row in range(self.device.cells):
             counts = torch.bincount(self.rule.row(row)[self.cells.on_device], minlength=len(self.rule.limits))
