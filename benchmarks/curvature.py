@@ -115,9 +115,9 @@ def quality(task: Task) -> list[tuple[str, ...]]:
 
 
 def main() -> None:
-    home = os.environ.get("WEIGHTBANK_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
+    home = os.environ.get("WEIGHTBANK_DATA")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default=f"mnist:{home}/mnist")
+    parser.add_argument("--data", default=home and f"mnist:{home}/mnist", required=home is None)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

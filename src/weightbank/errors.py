@@ -47,3 +47,7 @@ class ResumeError(WeightbankError):
 
 class DivergedError(WeightbankError, ArithmeticError):
     """The training loss became NaN or infinite."""
+
+
+class CurvatureError(WeightbankError, ValueError):
+    """A task whose curvature cannot be had this way: an unknown loss, a random model, a layer without a rule."""

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import pytest
 import torch
-from emulated_dax import AREA, MIB, Emulated, contents
 
+from emulated_dax import AREA, MIB, Emulated, contents
 from weightbank.errors import CapacityError, LockedError, StoreError
 from weightbank.formats import BlockFloatingPoint, Native
 from weightbank.store import RowLog

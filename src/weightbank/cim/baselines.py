@@ -14,9 +14,9 @@ from weightbank.cim.cells import Cells
 from weightbank.cim.device import Device
 from weightbank.cim.program import Chip
 from weightbank.distributions.distribution import seed_of
-from weightbank.evaluation.undisturbed import undisturbed
 from weightbank.task import Task
 from weightbank.types import Flat
+from weightbank.undisturbed import undisturbed
 
 
 def first_derivative(task: Task) -> Flat:

@@ -21,10 +21,10 @@ from weightbank.distributions.point import Point
 from weightbank.errors import DataError, LayoutError
 from weightbank.evaluation.estimate import Estimate
 from weightbank.evaluation.outputs import IGNORED, class_axis, numbers, tensor_of
-from weightbank.evaluation.undisturbed import undisturbed
 from weightbank.progress import progress
 from weightbank.task import Source, Task, as_batches, checked_batches
 from weightbank.types import Flat
+from weightbank.undisturbed import undisturbed
 
 LEAST = 2
 """Passes before an early stop: with one there is no variance within a batch."""

@@ -5,7 +5,6 @@ order, other entries of the curvature left out; `magnitude` and `random` are ord
 """
 
 from weightbank.curvature.backprop import backprop
-from weightbank.curvature.errors import CurvatureError
 from weightbank.curvature.fisher import fisher
 from weightbank.curvature.fisher_empirical import fisher_empirical
 from weightbank.curvature.ggn import ggn
@@ -13,6 +12,7 @@ from weightbank.curvature.ggn_sampled import ggn_sampled
 from weightbank.curvature.hutchinson import hutchinson
 from weightbank.curvature.magnitude import magnitude
 from weightbank.curvature.random import random
+from weightbank.errors import CurvatureError
 
 __all__ = [
     "CurvatureError",

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from weightbank.curvature.errors import CurvatureError
 from weightbank.curvature.heads import Head, Softmax
 from weightbank.curvature.held import Held, holding
 from weightbank.curvature.reading import batches
 from weightbank.curvature.rules import RULES, moved
 from weightbank.curvature.tape import Step, Tape
+from weightbank.errors import CurvatureError
 from weightbank.progress import progress
 from weightbank.task import Task
 from weightbank.types import Flat, Inputs

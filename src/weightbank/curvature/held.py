@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from weightbank.curvature.errors import CurvatureError
 from weightbank.curvature.heads import Head
 from weightbank.curvature.losses import check_head, head_of
 from weightbank.curvature.reading import Examples
 from weightbank.curvature.repeats import check_data
-from weightbank.curvature.undisturbed import undisturbed
-from weightbank.errors import DataError, NonFiniteError
+from weightbank.errors import CurvatureError, DataError, NonFiniteError
 from weightbank.task import Task, as_call, evaluating
 from weightbank.types import Flat, Inputs, Loss
+from weightbank.undisturbed import undisturbed
 
 FEW = 32
 """Examples of the first batch that the model is tried on."""

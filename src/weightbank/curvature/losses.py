@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from weightbank.curvature.errors import CurvatureError
 from weightbank.curvature.heads import Elementwise, Head, Softmax, loss_itself, sigmoid_entropy, squared_error
+from weightbank.errors import CurvatureError
 from weightbank.types import Loss
 
 NAMES = "F.cross_entropy, F.nll_loss, F.mse_loss or F.binary_cross_entropy_with_logits"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from weightbank.curvature.errors import CurvatureError
+from weightbank.errors import CurvatureError
 from weightbank.task import Task
 
 READINGS = 16

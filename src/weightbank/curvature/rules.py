@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightbank.curvature.errors import CurvatureError
 from weightbank.curvature.tape import Pulled, Step
+from weightbank.errors import CurvatureError
 
 Rule = Callable[[Step, Sequence[Tensor | None]], Pulled]
 

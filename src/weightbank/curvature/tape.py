@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from weightbank.curvature.errors import CurvatureError
+from weightbank.errors import CurvatureError
 
 Pulled = list[tuple[Tensor, Tensor]]
 """Inputs of a step, each with what belongs to it."""

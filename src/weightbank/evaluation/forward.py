@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from weightbank.evaluation.outputs import tensor_of
-from weightbank.evaluation.undisturbed import undisturbed
 from weightbank.task import Task, apply
 from weightbank.types import Draws, Flat, Inputs
+from weightbank.undisturbed import undisturbed
 
 Forward: TypeAlias = Callable[[Inputs], list[Any]]
 """Inputs of one batch to one output per draw."""

@@ -21,10 +21,10 @@ from weightbank.evaluation.forward import (
 )
 from weightbank.evaluation.reader import Foreign, Labelled, Unlabelled
 from weightbank.evaluation.tally import ClassTally, NumberTally
-from weightbank.evaluation.undisturbed import undisturbed
 from weightbank.progress import progress
 from weightbank.task import Source, Task
 from weightbank.types import Flat
+from weightbank.undisturbed import undisturbed
 
 FEWEST = 5
 """Draws before an early stop: a standard error from fewer says little."""

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from weightbank.evaluation.undisturbed import undisturbed
 from weightbank.task import TensorBatches
+from weightbank.undisturbed import undisturbed
 
 CPU = torch.device("cpu")
 
