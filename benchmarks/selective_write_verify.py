@@ -191,7 +191,7 @@ def main() -> None:
                 cycles = f"{plan.write_cycles:.2%}"
                 plans.append((str(seed), name, cycles, str(plan.accuracy), str(fresh), f"{gap:+.1f}", drop, trials))
         table(
-            f"sigma {sigma}, two widths of error: accuracy in %, {len(tasks)} networks, {79 * chosen.passes} chips each",
+            f"sigma {sigma}, two widths of error: accuracy in %, {len(tasks)} networks, {79 * chosen.passes} chips",
             [("verified weights", "budget", "accuracy")]
             + [
                 (name, f"{100 * budget:g} %", averaged([w[name, budget] for w in widths])) for name, budget in widths[0]

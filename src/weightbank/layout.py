@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from weightbank.errors import LayoutError
 from weightbank.types import Flat
 
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
 Where: TypeAlias = Callable[[str, nn.Parameter], bool]
 
 
@@ -180,10 +184,10 @@ class Layout:
         offset = 0
         for item in described:
             try:
-                name, shape, dtype = item["name"], tuple(item["shape"]), getattr(torch, item["dtype"])
+                name, shape, dtype = item["name"], tuple(item["shape"]), _DTYPES[item["dtype"]]
                 good = isinstance(name, str) and all(type(n) is int and 0 <= n < 2**48 for n in shape)
-                good = good and isinstance(dtype, torch.dtype) and item["offset"] == offset
-            except (KeyError, TypeError, AttributeError):
+                good = good and item["offset"] == offset
+            except (KeyError, TypeError):
                 good = False
             if not good:
                 raise LayoutError(f"a stored layout has a bad entry at offset {offset}: {str(item)[:200]}")

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from weightbank.errors import DivergedError, ResumeError
+from weightbank.errors import DivergedError, ResumeError, WeightbankError
 from weightbank.progress import progress
 from weightbank.store.state import load_state, save_state
 from weightbank.task import Task, apply
@@ -81,7 +81,7 @@ def epochs(
     each_step, each_epoch: called as `f(theta, step=n)` with the weights, shape (P,), after every optimizer step or
         epoch; `theta` is one buffer that is filled anew each time.
     scheduler: stepped after each epoch.
-    checkpoint: a file that is replaced at most every `checkpoint_seconds` and after each epoch with everything the
+    checkpoint: a file that is written at once, at most every `checkpoint_seconds` and after each epoch with all the
         run needs (model, optimizer, scheduler, `stateful`, random state, position). If it is there at the start, the
         run goes on from it and ends with the same bits as one that was never stopped, also in the middle of an epoch.
         Ctrl-C finishes the step, saves, and then raises `KeyboardInterrupt`.
@@ -157,21 +157,27 @@ class _Run:
         self._resumed: dict[str, Any] | None = None
 
     def load(self) -> Position:
-        """Restore the checkpoint if there is one."""
+        """Restore the checkpoint; if there is none yet, save the beginning, so that a run killed early repeats it."""
         if self.path is None or not self.path.exists():
+            self.save(Position())
             return Position()
         state = load_state(self.path, _KIND)
-        if state["fingerprint"] != self.task.layout.fingerprint:
-            raise ResumeError(f"{self.path} is a checkpoint of another model; name another file or delete it")
-        missing = set(self.others) ^ set(state["others"])
-        if missing:
-            raise ResumeError(f"{self.path} and this run differ in what they save: {', '.join(sorted(missing))}")
-        self.task.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, thing in self.others.items():
-            thing.load_state_dict(state["others"][name])
-        self._order, self._resumed = state["order"], state["random"]
-        return Position(**state["position"])
+        try:
+            if state["fingerprint"] != self.task.layout.fingerprint:
+                raise ResumeError(f"{self.path} is a checkpoint of another model; name another file or delete it")
+            missing = set(self.others) ^ set(state["others"])
+            if missing:
+                raise ResumeError(f"{self.path} and this run differ in what they save: {', '.join(sorted(missing))}")
+            self.task.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, thing in self.others.items():
+                thing.load_state_dict(state["others"][name])
+            self._order, self._resumed = state["order"], state["random"]
+            return Position(**state["position"])
+        except WeightbankError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ResumeError(f"{self.path} does not fit this run: {error!r}; name another file") from error
 
     def save(self, done: Position) -> None:
         """Replace the checkpoint file, if one was named."""

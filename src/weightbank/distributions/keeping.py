@@ -52,6 +52,5 @@ def describe(keep: Keep) -> dict[str, Any]:
 def parse(notes: Any) -> Keep:
     """The inverse of `describe`; anything unknown is "all"."""
     kinds: dict[str, type[Window] | type[Sketch]] = {"window": Window, "sketch": Sketch}
-    if isinstance(notes, dict) and notes.get("keep") in kinds:
-        return kinds[notes["keep"]](int(notes["rows"]))
-    return "all"
+    kind, rows = (notes.get("keep"), notes.get("rows")) if isinstance(notes, dict) else (None, None)
+    return kinds[kind](rows) if isinstance(kind, str) and kind in kinds and isinstance(rows, int) else "all"

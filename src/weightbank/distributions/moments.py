@@ -240,17 +240,18 @@ class Moments:
 
     def _begin(self, first: Flat) -> None:
         """Fix the reference row, and create the log if there is one."""
-        self._reference = first.clone()
         if self.rows is not None:
             self.rows.create(self.layout.size, layout=self.layout, keep=ring_rows(self.keep), notes=describe(self.keep))
             self.rows.set_reference(first)
-            self._attach(self.rows)
+            self._attach(self.rows).reserve()
+        self._reference = first.clone()
 
-    def _attach(self, rows: RowLog) -> None:
+    def _attach(self, rows: RowLog) -> MomentSlots:
         """Save the moments often enough to replay what a kill loses, seldom enough to cost 1 % of the rows' bytes."""
         self._slots = MomentSlots(rows.medium, self.layout.size)
         seldom = -(-800 * self.layout.size // rows.manifest.geometry.row_bytes)
         self._interval = seldom if isinstance(self.keep, str) else min(seldom, self.keep.rows)
+        return self._slots
 
     def _reopen(self, rows: RowLog, keep: Keep | None) -> None:
         stored = parse(rows.manifest.notes)
@@ -274,6 +275,8 @@ class Moments:
         self._reference = self.rows.reference() if self._iterates else None
         if self._iterates and self._reference is None:
             raise CorruptError(f"{self.rows!r}: reference.bin is missing; the rows cannot be read without it")
+        if not self.rows.read_only:
+            self._slots.forget_after(self._iterates)  # saved before rows were lost
         saved = self._slots.newest(self._iterates)
         if saved is not None and (saved[3] is not None or self._scatter is None):
             self.count, self._step = saved[0], saved[1]
@@ -286,8 +289,11 @@ class Moments:
             self._step = int(self.rows.journal.steps[number])
 
     def _save(self) -> None:
+        """Save the moments, unless iterates that are recorded already are coming again: newer ones may be saved."""
         assert self.rows is not None
         assert self._slots is not None
+        if self.count < self._iterates:
+            return
         durable = self.rows.durability == "commit"
         self.rows.flush(durable=durable)
         self._slots.save(self.count, self._step, self._mean, self._scatter, durable=durable)
