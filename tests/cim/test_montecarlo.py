@@ -195,3 +195,12 @@ def test_student_quantiles_are_those_of_scipy(freedom, p):
     assert student(p, freedom) == pytest.approx(
         float(stats.t.ppf(p, min(freedom, 1e9))), rel=0.06 if freedom < 8 else 0.01
     )
+
+
+def test_chips_are_laws_for_evaluate(trained):
+    from weightbank.evaluation import evaluate
+
+    chip = program(trained, NOISY)
+    found = evaluate(trained, chip, samples=4, generator=torch.Generator().manual_seed(3))
+    each = each_chip(trained, chip, 4, generator=torch.Generator().manual_seed(3))
+    assert found.draws["accuracy"].values == pytest.approx(each.values)
