@@ -56,6 +56,7 @@ def test_regression_and_binary_losses_are_estimated_without_bias(loss, target, p
     assert float((sampled - exact).norm() / exact.norm()) < 0.25  # as above
 
 
+@pytest.mark.slow
 def test_class_weights_and_ignored_labels_are_estimated_without_bias():
     weight = torch.tensor([0.3, 2.0, 1.0], dtype=torch.float64)
     for loss in (nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1), nn.CrossEntropyLoss(ignore_index=1)):
@@ -65,6 +66,7 @@ def test_class_weights_and_ignored_labels_are_estimated_without_bias():
             assert float((sampled - ggn(task)).norm() / ggn(task).norm()) < 0.25  # as above
 
 
+@pytest.mark.slow
 def test_error_falls_as_one_over_root_n():
     task = mlp_task(batch_size=11)
     exact = ggn(task)
@@ -73,6 +75,7 @@ def test_error_falls_as_one_over_root_n():
     assert 4 < ratio < 16  # 8 expected, passes being independent; 60 draws fix each mean square to about 25 %
 
 
+@pytest.mark.slow
 def test_signs_are_less_noisy_than_labels_for_a_sure_model():
     model = mlp()
     with torch.no_grad():

@@ -29,6 +29,7 @@ def test_one_probe_is_exact_for_a_diagonal_hessian():
         torch.testing.assert_close(hutchinson(task, batch_size=2), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mlp_task, norm_task, transformer_task])
 def test_probes_average_to_the_hessian_diagonal(make):
     task = make(batch_size=2)

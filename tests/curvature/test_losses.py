@@ -91,6 +91,7 @@ def test_an_unknown_loss_is_its_own_output_without_curvature():
     assert (float(head.total), float(head.observed()), float(head.diagonal())) == (5.0, 1.0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["signs", "labels"])
 @pytest.mark.parametrize(
     ("loss", "z", "target"),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from weightbank.layout import Layout
 from weightbank.types import Flat
 
 Order: TypeAlias = Int64[Tensor, " P"]
+_PIECE = 2**20
 _Rows: TypeAlias = Callable[[], Iterable[Flat]]
 
 
@@ -76,8 +77,7 @@ def select(
     wanted = _count(fraction, count, size if among is None else int(among.sum()))
     if ranked.dtype != torch.int64:
         _check(ranked, tie)
-        (mask,) = top(lambda: [ranked], wanted, tie=tie, among=among)
-        return mask
+        return top(lambda: [ranked], 1, wanted, tie=tie, among=among)[0]
     mask = torch.zeros(size, dtype=torch.bool)
     if size and (int(ranked.min()) < 0 or int(ranked.max()) >= size):
         raise DataError(f"an order of {size} weights goes from {int(ranked.min())} to {int(ranked.max())}")
@@ -116,12 +116,12 @@ def select_cells(
 ) -> Bool[Tensor, "M P"]:
     """Mark the cells whose verification saves the most loss, shape (M, P): a fraction of all cells, or `count`.
 
-    Equal ones by |w| / scale, larger first, then the more significant cell, then the lower index. Memory: a few vectors
-    of P numbers besides the result. Raises like `select`.
+    Equal ones by |w| / scale, larger first, then the more significant cell, then the lower index. Memory: six or so
+    vectors of P numbers besides the result. Raises like `select`.
     """
     wanted = _count(fraction, count, cells.count * cells.device.cells)
-    masks = top(lambda: cell_benefits(score, cells), wanted, tie=cells.relative, among=cells.on_device)
-    return torch.stack(masks)
+    rows = partial(cell_benefits, score, cells)
+    return top(rows, cells.device.cells, wanted, tie=cells.relative, among=cells.on_device)
 
 
 def rank_cells(score: Flat, cells: Cells) -> Int64[Tensor, " N"]:
@@ -136,31 +136,27 @@ def rank_cells(score: Flat, cells: Cells) -> Int64[Tensor, " N"]:
 
 
 def top(
-    rows: _Rows, count: int, *, tie: Flat | None = None, among: Bool[Tensor, " P"] | None = None
-) -> list[Bool[Tensor, " P"]]:
-    """Mark the `count` largest numbers of all rows together, each (P,), without ever holding more than one row.
+    rows: _Rows, number: int, count: int, *, tie: Flat | None = None, among: Bool[Tensor, " P"] | None = None
+) -> Bool[Tensor, "R P"]:
+    """Mark the `count` largest numbers of all `number` rows together, without ever holding more than one row.
 
     Finds the exact threshold by histograms of 16 bits of the numbers at a time; `rows` is called once for each, and
     once more. Equal numbers at the threshold are taken by `tie`, larger first, then in order of row and index.
     """
     threshold, above = _threshold(rows, count, among)
-    masks, ties = [], []
-    for row in rows():
-        keys = _keys(row)
-        inside = torch.ones_like(keys, dtype=torch.bool) if among is None else among
-        masks.append((keys > threshold) & inside if count else torch.zeros_like(inside))
-        ties.append(((keys == threshold) & inside).nonzero()[:, 0] if count else keys.new_zeros(0).long())
-    places = torch.cat(ties)
-    if tie is not None:
-        places_by_tie = tie[places].add(0.0).argsort(descending=True, stable=True)
-    else:
-        places_by_tie = torch.arange(len(places))
-    taken = torch.zeros(len(places), dtype=torch.bool)
-    taken[places_by_tie[: count - above]] = True
-    ends = torch.tensor([0, *map(len, ties)]).cumsum(0).tolist()
-    for mask, (start, stop) in zip(masks, pairwise(ends), strict=True):
-        mask[places[start:stop][taken[start:stop]]] = True
-    return masks
+    mask, ties = None, []
+    for place, row in enumerate(rows()):
+        mask = torch.zeros(number, len(row), dtype=torch.bool) if mask is None else mask
+        for start, keys, inside in _pieces(row, among) if count else ():
+            mask[place, start : start + len(keys)] = (keys > threshold) & inside
+            ties.append(place * len(row) + start + ((keys == threshold) & inside).nonzero()[:, 0])
+    assert mask is not None
+    if count:
+        places = torch.cat(ties)
+        if tie is not None:
+            places = places[(tie[places % len(tie)] + 0.0).argsort(descending=True, stable=True)]
+        mask.view(-1)[places[: count - above]] = True
+    return mask
 
 
 def _threshold(rows: _Rows, count: int, among: Bool[Tensor, " P"] | None) -> tuple[int, int]:
@@ -172,13 +168,14 @@ def _threshold(rows: _Rows, count: int, among: Bool[Tensor, " P"] | None) -> tup
     while True:
         histogram = torch.zeros(2**16, dtype=torch.int64)
         for row in rows():
-            keys = _keys(row) if among is None else _keys(row)[among]
-            if prefix is None:
-                shift = 8 * keys.element_size() - 16
-                digits = (keys >> shift) + 2**15
-            else:
-                digits = (keys[(keys >> (shift + 16)) == prefix] >> shift) & 0xFFFF
-            histogram += torch.bincount(digits, minlength=2**16)
+            for _, keys, inside in _pieces(row, among):
+                keys = keys if among is None else keys[inside]
+                if prefix is None:
+                    shift = 8 * keys.element_size() - 16
+                    digits = (keys >> shift) + 2**15
+                else:
+                    digits = (keys[(keys >> (shift + 16)) == prefix] >> shift) & 0xFFFF
+                histogram += torch.bincount(digits, minlength=2**16)
         from_top = histogram.flip(0).cumsum(0)
         position = int(torch.searchsorted(from_top, count - above))
         digit = 2**16 - 1 - position
@@ -187,6 +184,13 @@ def _threshold(rows: _Rows, count: int, among: Bool[Tensor, " P"] | None) -> tup
         if shift == 0:
             return prefix, above
         shift -= 16
+
+
+def _pieces(row: Flat, among: Bool[Tensor, " P"] | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """A row cut in pieces that fit into the cache: where each starts, its keys, and which of them count."""
+    for start in range(0, len(row), _PIECE):
+        keys = _keys(row[start : start + _PIECE])
+        yield start, keys, torch.ones_like(keys, dtype=torch.bool) if among is None else among[start : start + _PIECE]
 
 
 def _keys(x: Flat) -> Int[Tensor, " P"]:
