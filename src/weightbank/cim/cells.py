@@ -64,7 +64,7 @@ class Cells:
     @cached_property
     def count(self) -> int:
         """How many weights are on the device."""
-        return int(self.on_device.sum())
+        return int(self.on_device.count_nonzero())
 
     @cached_property
     def scale(self) -> Flat:

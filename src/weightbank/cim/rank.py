@@ -74,7 +74,7 @@ def select(
             raise DataError("per_layer takes a fraction of each tensor: pass fraction= and layout=")
         layout.check(ranked)
         return _per_layer(ranked, fraction, tie, among, layout)
-    wanted = _count(fraction, count, size if among is None else int(among.sum()))
+    wanted = _count(fraction, count, size if among is None else int(among.count_nonzero()))
     if ranked.dtype != torch.int64:
         _check(ranked, tie)
         return top(lambda: [ranked], 1, wanted, tie=tie, among=among)[0]
@@ -83,7 +83,7 @@ def select(
         raise DataError(f"an order of {size} weights goes from {int(ranked.min())} to {int(ranked.max())}")
     chosen = (ranked if among is None else ranked[among[ranked]])[:wanted]
     mask[chosen] = True
-    if int(mask.sum()) != wanted:
+    if int(mask.count_nonzero()) != wanted:
         raise DataError(f"an order of {size} weights names some twice; pass the result of rank()")
     return mask
 
