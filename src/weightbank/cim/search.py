@@ -178,4 +178,6 @@ class Search:
             if others and abs(risk - others[0][0]) > 1e-9:
                 slope = min(3.0, max(0.3, (drop - others[0][1]) / (risk - others[0][0])))
             number = self._reaching(math.exp(risk + (target + math.log(0.85) - drop) / slope))
+        # Nearer to an end than the precision wanted, a trial would decide little.
+        number = min(math.ceil(high * (1 - NEAR)), max(math.floor(low / (1 - NEAR)), number))
         return min(high - 1, max(low + 1, number))
