@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from weightbank.cim.device import Device
-from weightbank.distributions.gaussian import _stream as stream
+from weightbank.distributions.gaussian import stream
 from weightbank.errors import LayoutError, NonFiniteError
 from weightbank.layout import Layout
 from weightbank.task import Task

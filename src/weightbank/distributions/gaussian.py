@@ -187,7 +187,7 @@ class Gaussian:
                         part[group : group + _GROUP].addmm_(combined[group : group + _GROUP, rows], x)
             deviation = self.diagonal[columns].sqrt()
             for draw in range(count):
-                noise = torch.randn(width, generator=_stream(seed, first + draw, tile + 1))
+                noise = torch.randn(width, generator=stream(seed, first + draw, tile + 1))
                 torch.addcmul(part[draw], deviation, noise, out=out[draw, columns])
 
     def _combinations(
@@ -197,7 +197,7 @@ class Gaussian:
             return None, None
         z = torch.empty(padded, self.rank, dtype=torch.float64)
         for draw in range(padded):
-            generator = _stream(seed, first + draw, 0)
+            generator = stream(seed, first + draw, 0)
             z[draw] = torch.randn(self.rank, generator=generator, dtype=torch.float64)
         parts = [self.factor.weights.pull(z[group : group + _GROUP]) for group in range(0, padded, _GROUP)]
         combined = torch.cat([part[0] for part in parts]).to(torch.float32)
@@ -236,7 +236,7 @@ class Gaussian:
         return float(2 * diagonal.log().sum() - 2 * inverse.log().sum())
 
 
-def _stream(seed: int, draw: int, tile: int) -> torch.Generator:
+def stream(seed: int, draw: int, tile: int) -> torch.Generator:
     """An independent stream per draw and tile: the three numbers mixed by splitmix64's finaliser."""
     state = seed & _MASK
     for part in (draw, tile):
