@@ -310,6 +310,74 @@ def test_bad_iterates_leave_everything_as_it_was(layout_of: Layouts, iterates_of
     assert all(torch.equal(after[name], before[name]) for name in ("mean", "scatter"))
 
 
+@pytest.mark.parametrize("keep", ["all", Window(3), Sketch(2)])
+@pytest.mark.parametrize("format", ["fp32", "bf16", "bfp8"])
+def test_a_refused_iterate_of_many_blocks_leaves_no_trace(layout_of: Layouts, format: str, keep: object) -> None:
+    size = 150_001
+    iterates = list(torch.randn(9, size, generator=torch.Generator().manual_seed(0)).unbind())
+    poisoned = iterates[0].clone()
+    poisoned[-1] = float("inf")  # found when the blocks before it are done
+    disturbed = recorded(layout_of(size), iterates[:7], format=format, keep=keep)
+    with pytest.raises(NonFiniteError, match="nothing was recorded"):
+        disturbed.update(poisoned)
+    for theta in iterates[7:]:
+        disturbed.update(theta)
+    smooth = recorded(layout_of(size), iterates, format=format, keep=keep)
+    assert disturbed.count == smooth.count == 9
+    assert disturbed.rows is not None
+    assert smooth.rows is not None
+    assert disturbed.rows.journal.crcs.tolist() == smooth.rows.journal.crcs.tolist()
+    for name in ("mean", "scatter"):
+        assert torch.equal(disturbed.state_dict()[name], smooth.state_dict()[name])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("variance", [True, False])
+def test_moments_made_by_blocks_equal_those_of_whole_vectors(
+    layout_of: Layouts, variance: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 150_001
+    iterates = list(torch.randn(4, size, generator=torch.Generator().manual_seed(1)).unbind())
+    whole = Moments(layout_of(size), variance=variance)
+    for theta in iterates:
+        whole.update(theta)
+    monkeypatch.setattr("weightbank.distributions.welford.available", lambda: compiled)
+    blocks = Moments(layout_of(size), rows=RowLog(":memory:"), variance=variance)
+    for theta in iterates:
+        blocks.update(theta)
+    assert torch.equal(blocks.mean(), whole.mean())
+    assert (not variance) or torch.equal(blocks.variance(), whole.variance())
+
+
+@pytest.mark.parametrize("asked", range(1, 9))
+def test_moments_can_be_asked_for_at_any_time(layout_of: Layouts, tmp_path: Path, asked: int) -> None:
+    iterates = list(torch.randn(9, 1000, generator=torch.Generator().manual_seed(1)).unbind())
+    alone = Moments(layout_of(1000))
+    with RowLog(tmp_path / "log") as log:
+        moments = Moments(layout_of(1000), rows=log)
+        for number, theta in enumerate(iterates, start=1):
+            alone.update(theta)
+            moments.update(theta)
+            if number % asked == 0:
+                assert torch.equal(moments.mean(), alone.mean())
+                assert torch.equal(moments.variance(), alone.variance())
+        for name in ("mean", "scatter"):
+            assert torch.equal(moments.state_dict()[name], alone.state_dict()[name])
+
+
+def test_rows_appended_by_others_do_not_disturb_the_moments(layout_of: Layouts, tmp_path: Path) -> None:
+    iterates = list(torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)).unbind())
+    alone = Moments(layout_of(1000))
+    with RowLog(tmp_path / "log") as log:
+        moments = Moments(layout_of(1000), rows=log)
+        for theta in iterates:
+            alone.update(theta)
+            moments.update(theta)
+        for _ in range(5):
+            log.append(torch.zeros(1000))
+        assert torch.equal(moments.mean(), alone.mean())
+
+
 def test_a_floor_gives_weights_that_never_move_a_density(layout_of: Layouts) -> None:
     moments = Moments(layout_of(2))
     for value in (1.0, 3.0):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from weightbank.distributions import Moments
 from weightbank.errors import (
@@ -112,13 +113,36 @@ def test_reopened_log_is_the_same(where: Any, format: Format) -> None:
         assert torch.equal(reference, rows[0])
 
 
-def test_row_written_by_fill_equals_one_given(tmp_path: Path) -> None:
-    rows = rows_of(2, 100)
+@pytest.mark.parametrize("size", [100, 65_536, 150_001])
+def test_row_made_in_place_equals_one_given(tmp_path: Path, size: int) -> None:
+    (row,) = rows_of(1, size)
     with RowLog(tmp_path / "log") as log:
-        log.create(100)
+        log.create(size)
         assert log.direct
-        log.append(rows[0], fill=lambda out: out.copy_(rows[1]))
-        assert torch.equal(log.row(0), rows[1])
+        log.append(row)
+        log.append(None, prepare=lambda columns, out: out[columns].copy_(row[columns]))
+        assert torch.equal(log.row(0), row)
+        assert torch.equal(log.row(1), row)
+        assert len(set(log.journal.crcs.tolist())) == 1
+
+
+@pytest.mark.parametrize("format", ["bf16", "bfp8", "bfp4"])
+def test_blocks_of_a_long_row_are_encoded_as_the_whole_is(tmp_path: Path, format: str) -> None:
+    (row,) = rows_of(1, 150_001)
+    with RowLog(tmp_path / "log", format=format) as log:
+        log.create(150_001)
+        log.append(row)
+        assert torch.equal(log.row(0), log.format.quantize(row))
+        whole = torch.empty(log.manifest.geometry.row_bytes, dtype=torch.uint8)
+        log.format.encode_row(row, whole)
+        assert log.journal.crcs[0] == crc32(whole.numpy())
+
+
+def test_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with RowLog(tmp_path / "log", format="bf16") as log:
+        log.create(100)
+        with pytest.raises(StoreError, match="no row came"):
+            log.append(None, prepare=lambda columns, out: None)
 
 
 def test_reader_sees_a_growing_prefix(tmp_path: Path) -> None:

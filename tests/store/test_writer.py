@@ -192,13 +192,13 @@ def test_error_in_the_body_of_a_with_is_not_hidden_by_one_on_closing(
 
 
 def test_interrupted_encoding_gives_its_slot_back(tmp_path: Path) -> None:
-    def interrupt(out: torch.Tensor) -> None:
+    def interrupt(columns: slice, out: torch.Tensor) -> None:
         raise KeyboardInterrupt
 
     with RowLog(tmp_path / "log") as log:
         log.create(P)
         for _ in range(SLOTS + 1):
             with pytest.raises(KeyboardInterrupt):
-                log.append(torch.ones(P), fill=interrupt)
+                log.append(torch.ones(P), prepare=interrupt)
         log.append(torch.ones(P))
         assert log.count == 1

@@ -11,7 +11,7 @@ from weightbank.distributions.keeping import Keep, Sketch, Window, describe, par
 from weightbank.distributions.sketch import drop_unfinished, iterate_numbers, live_rows, scatter_factor, shrink
 from weightbank.distributions.snapshots import Snapshots, column_moments
 from weightbank.distributions.sources import LogRows
-from weightbank.distributions.welford import advance, subtract
+from weightbank.distributions.welford import TOGETHER, advance, offsets, offsets_and_moments, subtract
 from weightbank.errors import CorruptError, NonFiniteError, ResumeError, StoreError
 from weightbank.layout import Layout
 from weightbank.store import RowLog
@@ -52,6 +52,8 @@ class Moments:
         self._mean = torch.zeros(layout.size)
         self._scatter = torch.zeros(layout.size) if variance else None
         self._scratch: Flat | None = None
+        self._pending: list[Flat] = []
+        self._appended = 0
         self._slots: MomentSlots | None = None
         self._saved = 0
         self.keep: Keep = "all" if keep is None else keep
@@ -76,24 +78,14 @@ class Moments:
         reference = self._reference
         assert reference is not None
         step = self.count if step is None else step
-        again = self.count < self._iterates
-        if self.rows is not None and not again:
-            self._make_room()
-        if self.rows is not None and self.rows.direct and not again:
-
-            def fill(out: Flat) -> None:
-                self._finite(subtract(theta, reference, out), theta)
-                self._advance(out)
-
-            self.rows.append(theta, step=step, fill=fill)
-        else:
-            x = self._scratch = torch.empty(self.layout.size) if self._scratch is None else self._scratch
+        if self.rows is None or self.count < self._iterates:
+            x = self._buffer()
             self._finite(subtract(theta, reference, x), theta)
-            if again:
+            if self.rows is not None:
                 self._verify(x, step)
-            elif self.rows is not None:
-                self.rows.append(x, step=step)
             self._advance(x)
+        else:
+            self._append(self.rows, theta, reference, step)
         self._iterates = max(self._iterates, self.count)
         self._step = step
         if self._slots is not None and self.count - self._saved >= self._interval:
@@ -131,6 +123,7 @@ class Moments:
 
     def state_dict(self) -> dict[str, Any]:
         """Count, mean, scatter and reference for a checkpoint; rows stay in their log."""
+        self._catch_up()
         return {
             "count": self.count,
             "step": self._step,
@@ -153,7 +146,7 @@ class Moments:
                 raise ResumeError("the checkpoint belongs to another run than the rows: their first iterates differ")
             if self._reference is None:
                 self._begin(state["reference"])
-        self.count, self._step = count, int(state["step"])
+        self.count, self._step, self._pending = count, int(state["step"]), []
         self._mean.copy_(state["mean"])
         if self._scatter is not None:
             self._scatter.copy_(state["scatter"])
@@ -164,6 +157,7 @@ class Moments:
     def mean(self) -> Flat:
         """The mean of all iterates (SWA), shape (P,), float32."""
         self._some()
+        self._catch_up()
         assert self._reference is not None
         return self._reference + self._mean
 
@@ -172,6 +166,7 @@ class Moments:
         self._some()
         if self._scatter is None:
             raise StoreError("these moments were made with variance=False")
+        self._catch_up()
         return self._scatter / self.count
 
     def gaussian(
@@ -198,6 +193,7 @@ class Moments:
         floor: the least variance in the diagonal, for a density where some weights never move (1e-30 is published).
         """
         self._some()
+        self._catch_up()
         assert self._reference is not None
         if covariance not in ("swag", "diagonal", "sample") or deviations not in ("running", "mean"):
             raise StoreError(f"covariance={covariance!r}, deviations={deviations!r}; see the docstring for the choices")
@@ -234,9 +230,57 @@ class Moments:
 
     # inside -----------------------------------------------------------------------------------------------------
 
+    def _append(self, rows: RowLog, theta: Flat, reference: Flat, step: int) -> None:
+        """Store a new iterate block by block while it is in the cache; every few, advance the moments as well."""
+        self._make_room()
+        made: list[Flat] = []
+        due = False
+        take = offsets(theta, reference)
+        if rows.direct:
+            due = len(self._pending) + 1 >= min(TOGETHER, rows.retained)
+            if due:
+                waiting = self._waiting()
+                moments = (self._mean, self._scatter, self.count - len(waiting))
+                take = offsets_and_moments(theta, reference, waiting, *moments)
+
+        def prepare(columns: slice, row: Flat) -> None:
+            if not take(columns, row):
+                self._finite(False, theta)
+            made[:] = [row]
+
+        try:
+            rows.append(None if rows.direct else self._buffer(), step=step, prepare=prepare)
+        except BaseException:
+            if due:  # some columns may have been advanced already; a direct log has the rows to the bit
+                self._restore()
+            else:
+                self._catch_up()
+            raise
+        if not rows.direct:
+            self._advance(self._buffer())
+            return
+        self.count += 1
+        self._pending, self._appended = ([] if due else [*self._pending, *made]), rows.count
+
+    def _catch_up(self) -> None:
+        """Advance the moments by the rows whose turn has not come yet."""
+        waiting, self._pending = self._waiting(), []
+        for number, row in enumerate(waiting, start=self.count - len(waiting) + 1):
+            advance(row, self._mean, self._scatter, number)
+
+    def _waiting(self) -> list[Flat]:
+        """The rows that the moments have not met yet: where they were made, or from the log if others came since."""
+        if not self._pending or self.rows is None or self.rows.count == self._appended:
+            return self._pending
+        return [self.rows.row(number) for number in range(self._appended - len(self._pending), self._appended)]
+
     def _advance(self, x: Flat) -> None:
         self.count += 1
         advance(x, self._mean, self._scatter, self.count)
+
+    def _buffer(self) -> Flat:
+        self._scratch = torch.empty(self.layout.size) if self._scratch is None else self._scratch
+        return self._scratch
 
     def _begin(self, first: Flat) -> None:
         """Fix the reference row, and create the log if there is one."""
@@ -268,6 +312,7 @@ class Moments:
         """Moments from the newest slot, then from the rows after it."""
         assert self.rows is not None
         assert self._slots is not None
+        self._pending = []
         self._mean.zero_()
         if self._scatter is not None:
             self._scatter.zero_()
@@ -294,6 +339,7 @@ class Moments:
         assert self._slots is not None
         if self.count < self._iterates:
             return
+        self._catch_up()
         durable = self.rows.durability == "commit"
         self.rows.flush(durable=durable)
         self._slots.save(self.count, self._step, self._mean, self._scatter, durable=durable)

@@ -13,6 +13,7 @@ from zlib_ng.zlib_ng import crc32
 from weightbank.errors import CorruptError, LayoutError, OverwrittenError, StoreError
 from weightbank.formats import Format, Native, format_of
 from weightbank.layout import Layout
+from weightbank.store.encoding import Prepare, encode
 from weightbank.store.manifest import MANIFEST_BYTES, Manifest
 from weightbank.store.media import Directory, Medium, allocate
 from weightbank.store.opened import Durability, OpenLog
@@ -148,17 +149,27 @@ class RowLog:
         self.manifest.check_fit(repr(self.medium), size, layout, keep)
 
     def append(
-        self, row: Flat, *, step: int | None = None, kind: int = ITERATE, generation: int = 0, fill: Any = None
+        self,
+        row: Flat | None,
+        *,
+        step: int | None = None,
+        kind: int = ITERATE,
+        generation: int = 0,
+        prepare: Prepare | None = None,
     ) -> int:
         """Append one row of shape (P,) in float32 and return its number; reads it once, keeps no copy.
 
-        `fill(buffer)`, for a float32 log, writes the row straight into its place instead. Waits only while the disk
-        is slower than the caller. Raises `NonFiniteError`, `LayoutError`, `CapacityError` with nothing written.
+        `prepare(columns, row)` is called to fill in those columns of `row` just before they are read, a block that
+        fits the cache at a time; a float32 log (`direct`) then takes row=None and gives the row's own place to fill.
+        Waits only while the disk is slower than the caller. Raises `NonFiniteError`, `LayoutError`, `CapacityError`
+        with nothing written.
         """
         opened = self._writable()
         sequence = self.count
         step = sequence if step is None else step
-        if row.numel() != self.size or row.ndim != 1:
+        if row is None and not (self.direct and prepare):
+            raise StoreError(f"no row came for {self!r}; only float32 rows can be made in place, by `prepare`")
+        if row is not None and (row.numel() != self.size or row.ndim != 1):
             raise LayoutError(f"a row of shape {tuple(row.shape)} came; this log has rows of ({self.size},)")
         if not -(2**63) <= step < 2**63:
             raise StoreError(f"step {step} came; wanted a number of 64 bits")
@@ -166,28 +177,28 @@ class RowLog:
         writer = opened.writer()
         slot, buffer = writer.take()
         try:
-            if fill is not None:
-                fill(torch.from_numpy(buffer.view(np.float32)))
-            else:
-                self.format.encode_row(row, torch.from_numpy(buffer))
+            checksum = encode(self.format, self.size, row, buffer, prepare)
         except BaseException:
             writer.give_back(slot)
             raise
-        record = Record(sequence, step, opened.segments.geometry.slot(sequence), crc32(buffer), kind, generation)
+        record = Record(sequence, step, opened.segments.geometry.slot(sequence), checksum, kind, generation)
         writer.submit(slot, record)
         self._journal.add(record)
         return sequence
 
     @property
     def direct(self) -> bool:
-        """Whether a row's bytes are simply its float32 numbers, so that `append` can take `fill`."""
+        """Whether a row's bytes are simply its float32 numbers, so that `append` can make it in place."""
         return self.format == Native("float32")
+
+    @property
+    def retained(self) -> int:
+        """How many of the newest rows that were made in place still lie where they were made."""
+        return self._writable().writer().retained if self.direct else 0
 
     def checksum(self, row: Flat) -> int:
         """The checksum `row` would be stored with."""
-        buffer = allocate(self.manifest.geometry.row_bytes, repr(self))
-        self.format.encode_row(row, torch.from_numpy(buffer))
-        return int(crc32(buffer))
+        return encode(self.format, self.size, row, allocate(self.manifest.geometry.row_bytes, repr(self)))
 
     def flush(self, *, durable: bool | None = None) -> None:
         """Return when all rows are in their segments; on stable storage if `durable` (default: durability "commit")."""

@@ -21,6 +21,8 @@ class Writer(Protocol):
 
     stored: int
     durable: int
+    retained: int
+    """The newest rows, so many of them, are still in the buffers they were made in."""
 
     def take(self) -> tuple[int, Bytes]:
         """A free slot and its row buffer."""
@@ -49,6 +51,8 @@ class Writer(Protocol):
 
 class DirectWriter:
     """For media as fast as memory: a row is in its place when `submit` returns."""
+
+    retained = 1
 
     def __init__(self, segments: Segments, *, group: int | None, count: int) -> None:
         self._segments, self._group = segments, group
@@ -89,6 +93,8 @@ class _Marker:
 
 class ThreadWriter:
     """A thread that moves staged rows into their segments; `take` waits while the disk is slower than the caller."""
+
+    retained = SLOTS  # slots are freed and taken in the order of the rows
 
     def __init__(self, segments: Segments, staging: Staging, *, group: int | None, count: int) -> None:
         self._segments, self._staging, self._group = segments, staging, group
