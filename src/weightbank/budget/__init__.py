@@ -1,0 +1,14 @@
+"""Where to spend: what a perturbation of the weights costs, and one budget over all ways to pay for less of it."""
+
+from weightbank.budget.allocation import Allocation, Options, allocate
+from weightbank.budget.increase import Together, displacement, expected_increase, measured_increase
+
+__all__ = [
+    "Allocation",
+    "Options",
+    "Together",
+    "allocate",
+    "displacement",
+    "expected_increase",
+    "measured_increase",
+]
