@@ -65,7 +65,9 @@ def test_independent_perturbations_add_up() -> None:
     draws = both.sample(5_000, generator=torch.Generator().manual_seed(0))
     deviation = math.sqrt(0.13)
     assert float((draws.mean(0) - both.mean()).abs().max()) < 4.5 * deviation / math.sqrt(5_000)
-    torch.testing.assert_close(draws.var(0), both.variance().double(), rtol=0.1, atol=0)  # 5 standard errors of a variance
+    torch.testing.assert_close(
+        draws.var(0), both.variance().double(), rtol=0.1, atol=0
+    )  # 5 standard errors of a variance
     again = list(both.draws(3, generator=torch.Generator().manual_seed(0)))
     assert len(again) == 3
     assert expected_increase(hessian, both, theta=theta) == pytest.approx(0.5 * float(hessian.sum()) * 0.17)

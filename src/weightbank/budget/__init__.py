@@ -2,6 +2,7 @@
 
 from weightbank.budget.allocation import Allocation, Options, allocate
 from weightbank.budget.increase import Together, displacement, expected_increase, measured_increase
+from weightbank.budget.precision import format_options, mixed_precision
 
 __all__ = [
     "Allocation",
@@ -10,5 +11,7 @@ __all__ = [
     "allocate",
     "displacement",
     "expected_increase",
+    "format_options",
     "measured_increase",
+    "mixed_precision",
 ]
