@@ -1,14 +1,13 @@
 """Mean, variance and rows of training iterates, one pass, one row appended per iterate (SWAG, arXiv 1902.02476)."""
 
-import math
 from typing import Any, Literal
 
 import torch
 
-from weightbank.distributions.factor import Centred, Factor, Running
 from weightbank.distributions.gaussian import Gaussian
 from weightbank.distributions.keeping import Keep, Sketch, Window, describe, parse, ring_rows
-from weightbank.distributions.sketch import drop_unfinished, iterate_numbers, live_rows, scatter_factor, shrink
+from weightbank.distributions.rows_factor import factor_of
+from weightbank.distributions.sketch import drop_unfinished, iterate_numbers, live_rows, shrink
 from weightbank.distributions.snapshots import Snapshots, column_moments
 from weightbank.distributions.sources import LogRows
 from weightbank.distributions.welford import TOGETHER, advance, offsets, offsets_and_moments, subtract
@@ -205,7 +204,20 @@ class Moments:
         mean = self._reference + offset
         factor = None
         if covariance != "diagonal" and self.rows is not None:
-            factor = self._factor(numbers, offset, covariance, deviations, window, scale)
+            if self.count < self._iterates and not isinstance(self.keep, str):
+                raise ResumeError(
+                    f"{self._iterates - self.count} recorded iterates have yet to come again; go on first"
+                )
+            factor = factor_of(
+                self.rows,
+                self.keep,
+                numbers,
+                offset,
+                covariance=covariance,
+                deviations=deviations,
+                window=window,
+                scale=scale,
+            )
         if covariance == "sample":
             if factor is None:
                 raise StoreError("a sample covariance needs two iterates and rows: Moments(layout, rows=RowLog(...))")
@@ -382,31 +394,3 @@ class Moments:
         if len(numbers) == 0:
             raise StoreError(f"burn_in={numbers.start} leaves none of {self.count} iterates")
         return column_moments(LogRows(self.rows, numbers))
-
-    def _factor(
-        self, numbers: range, offset: Flat, covariance: str, deviations: str, window: int | None, scale: float
-    ) -> Factor | None:
-        assert self.rows is not None
-        total = len(numbers)
-        if self.count < self._iterates and not isinstance(self.keep, str):
-            raise ResumeError(f"{self._iterates - self.count} recorded iterates have yet to come again; go on first")
-        if total < 2:
-            return None
-        if isinstance(self.keep, Sketch):
-            if window is not None:
-                raise StoreError("a sketch has no window; record with keep=Window(K) or 'all'")
-            factor = scatter_factor(self.rows, offset, total)
-            return factor.times(math.sqrt(scale / (total - 1)) * torch.eye(factor.rank, dtype=torch.float64))
-        kept = numbers if isinstance(self.keep, str) else range(self.rows.first, self.count)
-        if covariance == "sample":
-            if len(kept) < total or window is not None:
-                raise StoreError(f"a sample covariance needs all {total} rows; {len(kept)} are kept (window={window})")
-            return Factor(LogRows(self.rows, kept), Centred(total, math.sqrt(scale / (total - 1))), offset)
-        kept = kept[-window:] if window is not None else kept
-        if len(kept) < 2:
-            return None
-        factor_scale = math.sqrt(scale / (len(kept) - 1))
-        if deviations == "mean":
-            return Factor(LogRows(self.rows, kept), Centred(len(kept), factor_scale), offset)
-        running = Running(len(kept), total - len(kept) + 1, total, factor_scale)
-        return Factor(LogRows(self.rows, kept), running, offset)
