@@ -7,8 +7,9 @@ import torch
 from weightbank.cli.console import say, show_json, show_table
 from weightbank.distributions import Keep, Sketch, Window
 from weightbank.errors import FormatError
-from weightbank.posterior import paper_bytes, paper_epochs, paper_table, plan, readable
+from weightbank.posterior import paper_bytes, paper_epochs, paper_table, plan
 from weightbank.posterior.paper import PAPER_MODELS, PAPER_TARGETS
+from weightbank.sizes import readable
 from weightbank.zoo import build, mlp
 
 

@@ -99,7 +99,7 @@ def plan_command(
     rule counts three times the bytes of float32 rows.
     """
     from weightbank.cli.planning import show_paper, show_plan
-    from weightbank.posterior.sizes import parse_bytes
+    from weightbank.sizes import parse_bytes
 
     if epochs is not None and iterates is None:
         iterates = epochs * (-(-examples // batch_size) // every)

@@ -15,8 +15,9 @@ from weightbank.cli.tables import comparison, show_comparison
 from weightbank.data import ImageData, load
 from weightbank.distributions import Moments
 from weightbank.errors import DataError, StoreError
-from weightbank.posterior import Timings, compare, plan, readable, record, swag_schedule
+from weightbank.posterior import Timings, compare, plan, record, swag_schedule
 from weightbank.posterior.plan import Plan
+from weightbank.sizes import readable
 from weightbank.store import RowLog
 from weightbank.task import Task, TensorBatches
 from weightbank.zoo import build, mlp, small_cnn

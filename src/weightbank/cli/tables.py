@@ -5,7 +5,8 @@ from typing import Any
 
 from weightbank.cli.console import say, say_wrapped, show_table
 from weightbank.evaluation import Estimate
-from weightbank.posterior import Compared, readable, verdict
+from weightbank.posterior import Compared, verdict
+from weightbank.sizes import readable
 
 _HEADS = {
     "accuracy": "accuracy %",

@@ -14,7 +14,8 @@ from weightbank.cli.tour import OWN_MODEL
 from weightbank.data import digits, photo_patches
 from weightbank.distributions import Moments
 from weightbank.errors import StoreError
-from weightbank.posterior import compare, readable, record
+from weightbank.posterior import compare, record
+from weightbank.sizes import readable
 from weightbank.store import RowLog
 from weightbank.task import Task, TensorBatches
 from weightbank.zoo import mlp

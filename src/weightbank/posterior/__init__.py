@@ -5,7 +5,6 @@ from weightbank.posterior.paper import paper_bytes, paper_epochs, paper_table
 from weightbank.posterior.plan import Plan, plan
 from weightbank.posterior.recorder import last_weights, record
 from weightbank.posterior.schedule import swag_schedule
-from weightbank.posterior.sizes import parse_bytes, readable
 from weightbank.posterior.timings import Timings
 from weightbank.posterior.verdict import paired, verdict
 
@@ -20,9 +19,7 @@ __all__ = [
     "paper_bytes",
     "paper_epochs",
     "paper_table",
-    "parse_bytes",
     "plan",
-    "readable",
     "record",
     "swag_schedule",
     "verdict",

@@ -15,7 +15,7 @@ from weightbank.layout import Layout
 from weightbank.posterior.calibration import Speeds, measure_speeds
 from weightbank.posterior.footprint import disk_parts, memory_parts, rows_appended, rows_kept, whole_pages
 from weightbank.posterior.machine import free_disk, free_memory
-from weightbank.posterior.sizes import duration, readable
+from weightbank.sizes import duration, readable
 from weightbank.store.place import medium_of
 from weightbank.store.records import RECORD_BYTES
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weightbank.evaluation import Estimate, Evaluation
 from weightbank.posterior.compare import Compared
-from weightbank.posterior.sizes import readable
+from weightbank.sizes import readable
 
 TWO = 2.0
 """A difference of fewer than so many standard errors is called none."""

@@ -1,7 +1,7 @@
 import pytest
 
 from weightbank.errors import FormatError
-from weightbank.posterior.sizes import parse_bytes, readable
+from weightbank.sizes import parse_bytes, readable
 
 
 @pytest.mark.parametrize(
