@@ -9,17 +9,34 @@ if TYPE_CHECKING:
         Gaussian,
         Mixture,
         Moments,
+        PackedWeights,
+        Patchwork,
         Point,
+        Rounded,
         Sketch,
         Snapshots,
         WeightDistribution,
         Window,
         multi,
+        pack,
     )
     from weightbank.errors import WeightbankError
     from weightbank.evaluation import Estimate, Evaluation, evaluate
-    from weightbank.formats import BlockFloatingPoint, Format, Native, Packed
+    from weightbank.formats import (
+        BlockFloatingPoint,
+        ByDimensions,
+        FixedPoint,
+        Format,
+        Microscaling,
+        MiniFloat,
+        Native,
+        Packed,
+        Per,
+        Tile,
+    )
     from weightbank.layout import Layout, everything, trainable, within
+    from weightbank.lowprecision import Precision
+    from weightbank.paging import Pool, tune
     from weightbank.store import RowLog
     from weightbank.task import Task, TensorBatches
     from weightbank.training import epochs
@@ -28,24 +45,35 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockFloatingPoint",
+    "ByDimensions",
     "Chip",
     "Device",
     "Estimate",
     "Evaluation",
+    "FixedPoint",
     "Format",
     "Gaussian",
     "Layout",
+    "Microscaling",
+    "MiniFloat",
     "Mixture",
     "Moments",
     "Native",
     "Packed",
+    "PackedWeights",
+    "Patchwork",
+    "Per",
     "Plan",
     "Point",
+    "Pool",
+    "Precision",
+    "Rounded",
     "RowLog",
     "Sketch",
     "Snapshots",
     "Task",
     "TensorBatches",
+    "Tile",
     "WeightDistribution",
     "WeightbankError",
     "Window",
@@ -53,10 +81,12 @@ __all__ = [
     "evaluate",
     "everything",
     "multi",
+    "pack",
     "program",
     "rank",
     "select",
     "trainable",
+    "tune",
     "within",
     "write_verify",
 ]
@@ -64,16 +94,33 @@ __all__ = [
 # Where the names above live: they are imported when first used, so that the command line starts without torch.
 _HOMES = {
     "cim": "Chip Device Plan program rank select write_verify",
-    "distributions": "Gaussian Mixture Moments Point Sketch Snapshots WeightDistribution Window multi",
+    "distributions": "Gaussian Mixture Moments PackedWeights Patchwork Point Rounded Sketch Snapshots "
+    "WeightDistribution Window multi pack",
     "errors": "WeightbankError",
     "evaluation": "Estimate Evaluation evaluate",
-    "formats": "BlockFloatingPoint Format Native Packed",
+    "formats": "BlockFloatingPoint ByDimensions FixedPoint Format Microscaling MiniFloat Native Packed Per Tile",
     "layout": "Layout everything trainable within",
+    "lowprecision": "Precision",
+    "paging": "Pool tune",
     "store": "RowLog",
     "task": "Task TensorBatches",
     "training": "epochs",
 }
-_PACKAGES = ("cim", "curvature", "data", "distributions", "evaluation", "formats", "posterior", "store", "zoo")
+_PACKAGES = (
+    "budget",
+    "cim",
+    "curvature",
+    "data",
+    "distributions",
+    "evaluation",
+    "formats",
+    "lowprecision",
+    "paging",
+    "posterior",
+    "report",
+    "store",
+    "zoo",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -51,3 +51,7 @@ class DivergedError(WeightbankError, ArithmeticError):
 
 class CurvatureError(WeightbankError, ValueError):
     """A task whose curvature cannot be had this way: an unknown loss, a random model, a layer without a rule."""
+
+
+class PrecisionError(WeightbankError, ValueError):
+    """A choice of formats contradicts itself, or does not fit this model or this optimizer."""

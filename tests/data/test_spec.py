@@ -20,9 +20,9 @@ def test_each_kind_goes_to_its_reader_with_the_rest_of_the_text(monkeypatch):
         "READERS",
         {kind: lambda place, kind=kind: asked.append((kind, place)) or expected for kind in spec.READERS},
     )
-    for kind in ("mnist", "idx", "parquet", "hub"):
+    for kind in ("mnist", "idx", "parquet", "audio", "hub"):
         assert load(f"{kind}:C:/some/place") is expected
-    assert asked == [(kind, "C:/some/place") for kind in ("mnist", "idx", "parquet", "hub")]
+    assert asked == [(kind, "C:/some/place") for kind in ("mnist", "idx", "parquet", "audio", "hub")]
 
 
 def test_the_kinds_are_the_readers_documented():
@@ -36,7 +36,10 @@ def test_a_wrong_spec_is_answered_with_the_forms(text):
         load(text)
     message = str(error.value)
     assert message.startswith(repr(text))
-    assert all(form in message for form in ("digits", "mnist:FOLDER", "idx:FOLDER", "parquet:FOLDER", "hub:NAME"))
+    assert all(
+        form in message
+        for form in ("digits", "mnist:FOLDER", "idx:FOLDER", "parquet:FOLDER", "audio:FOLDER", "hub:NAME")
+    )
 
 
 def test_importing_the_readers_imports_none_of_their_packages():

@@ -21,6 +21,12 @@ def vectors(least: int = 0, most: int = 200) -> st.SearchStrategy[Tensor]:
     return st.lists(finite_floats, min_size=least, max_size=most).map(lambda xs: torch.tensor(xs, dtype=torch.float32))
 
 
+def every_bfloat16() -> Tensor:
+    """All finite ones, as float32."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).to(torch.float32)
+    return x[x.isfinite()]
+
+
 def random_bits(count: int, generator: torch.Generator, spread: int | None = None, mantissa_bits: int = 23) -> Tensor:
     """`count` finite floats of random bits; with `spread`, exponents within that many binades of each other.
 

@@ -4,27 +4,25 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from format_oracles import brute_force, finite_floats, in_float64, random_bits, vectors
+from format_oracles import brute_force, every_bfloat16, finite_floats, in_float64, random_bits, vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightbank.errors import FormatError, NonFiniteError
-from weightbank.formats import BlockFloatingPoint, reference
-from weightbank.formats.reference import Grid
+from weightbank.formats import BlockFloatingPoint, Per
 
-EIGHT = Grid(8, 8, False)
+EIGHT = BlockFloatingPoint(8)
 MOST = torch.finfo(torch.float32).max
 
 
-def codes_of(x: list[float], grid: Grid = EIGHT) -> tuple[int, list[int]]:
-    block = torch.tensor([x])
-    exponent = reference.exponents(grid, block)
-    return int(exponent[0]), [int(code) for code in reference.codes(grid, block, exponent)[0]]
+def codes_of(x: list[float], fmt: BlockFloatingPoint = EIGHT) -> tuple[int, list[int]]:
+    packed = fmt.pack(torch.tensor(x))
+    assert packed.scales.shape == (1,)
+    return int(packed.scales[0]), packed.codes.view(torch.int8).tolist()
 
 
-def every_bfloat16() -> torch.Tensor:
-    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).to(torch.float32)
-    return x[x.isfinite()]
+def exponents(x: torch.Tensor, codes: str = "full") -> list[int]:
+    return BlockFloatingPoint(8, 1, codes=codes).pack(x).scales.tolist()
 
 
 # golden vectors
@@ -62,15 +60,15 @@ def test_exponent_is_exact_at_and_around_every_power_of_two():
     for k in range(-127, 128):
         power = torch.tensor(2.0**k, dtype=torch.float64).to(torch.float32)
         below = torch.nextafter(power, torch.tensor(0.0))
-        blocks = torch.stack([power, below, -power, -below])[:, None]
+        x = torch.stack([power, below, -power, -below])
         want = [k, max(k - 1, -128), max(k - 1, -128), max(k - 1, -128)]
-        assert reference.exponents(EIGHT, blocks).tolist() == want
-        assert reference.exponents(Grid(8, 8, True), blocks).tolist() == [k, *want[1:2], k, *want[3:]]
+        assert exponents(x) == want
+        assert exponents(x, "symmetric") == [k, *want[1:2], k, *want[3:]]
 
 
 def test_symmetric_codes_leave_out_the_lowest():
-    assert codes_of([1.999, -1.999, -1.0], Grid(8, 8, True)) == (0, [127, -127, -64])
-    assert codes_of([-1.0], Grid(8, 8, True)) == (0, [-64])
+    assert codes_of([1.999, -1.999, -1.0], BlockFloatingPoint(8, codes="symmetric")) == (0, [127, -127, -64])
+    assert codes_of([-1.0], BlockFloatingPoint(8, codes="symmetric")) == (0, [-64])
 
 
 def test_negative_power_of_two_keeps_the_finer_grid():
@@ -85,9 +83,10 @@ def test_largest_floats_stay_finite():
 
 
 def test_fewer_exponent_bits_saturate_and_underflow():
-    assert codes_of([100.0, -100.0, 1.0], Grid(8, 3, False)) == (3, [127, -128, 8])  # E in -4..3, step 2^-3
-    assert codes_of([2.0**-20, -MOST], Grid(8, 1, False)) == (0, [0, -128])
-    assert codes_of([2.0**-12, 2.0**-4], Grid(8, 3, False)) == (-4, [0, 64])
+    three = BlockFloatingPoint(8, exponent_bits=3)  # E in -4..3
+    assert codes_of([100.0, -100.0, 1.0], three) == (3, [127, -128, 8])  # step 2^-3
+    assert codes_of([2.0**-20, -MOST], BlockFloatingPoint(8, exponent_bits=1)) == (0, [0, -128])
+    assert codes_of([2.0**-12, 2.0**-4], three) == (-4, [0, 64])
 
 
 # against the oracles
@@ -155,12 +154,10 @@ def test_a_lowest_code_does_not_coarsen_the_grid_when_quantized_again():
 @settings(deadline=None)
 @given(vectors(1), st.integers(2, 10))
 def test_error_is_half_a_step_or_one_where_saturated(x, bits):
-    grid = Grid(bits, 8, False)
-    block = x.double()
-    exponent = int(reference.exponents(grid, x[None])[0])
-    step = 2.0 ** (exponent - (bits - 2))
-    error = (BlockFloatingPoint(bits).quantize(x).double() - block).abs()
-    top = block.abs() > (grid.highest + 0.5) * step
+    fmt, block = BlockFloatingPoint(bits), x.double()
+    step = 2.0 ** (int(fmt.pack(x).scales[0]) - (bits - 2))
+    error = (fmt.quantize(x).double() - block).abs()
+    top = block.abs() > (2 ** (bits - 1) - 0.5) * step
     assert (error[~top] <= step / 2).all()
     assert (error[top] <= step).all()
 
@@ -260,7 +257,7 @@ def test_formats_are_values():
     assert len({BlockFloatingPoint(8, 64), BlockFloatingPoint(8, block=64), BlockFloatingPoint(8)}) == 2
 
 
-@pytest.mark.parametrize("fmt", [BlockFloatingPoint(6, 64), BlockFloatingPoint(8), BlockFloatingPoint(8, 48)])
+@pytest.mark.parametrize("fmt", [BlockFloatingPoint(6, 2), BlockFloatingPoint(8), BlockFloatingPoint(8, 48)])
 def test_formats_without_a_row_layout_say_so(fmt):
     assert fmt.columns == 0
     for call in (lambda: fmt.row_bytes(10), lambda: fmt.span(0, 10)):
@@ -278,3 +275,31 @@ def test_row_blocks_are_powers_of_two_of_whole_bytes():
 def test_bits_per_weight_is_what_long_rows_take():
     for fmt in (BlockFloatingPoint(8, 64), BlockFloatingPoint(4, 32), BlockFloatingPoint(8, 1)):
         assert fmt.row_bytes(2**20) * 8 / 2**20 == fmt.bits_per_weight
+
+
+# the published quantizer
+
+
+def published(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Nearest rounding as published with SWALP: one exponent per row, from a logarithm in float32."""
+    exponent = torch.floor(torch.log2(x.abs().amax(1, keepdim=True))).clamp(-128, 127)
+    code = torch.round(x * 2 ** (-exponent + bits - 2)).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return code * 2 ** (exponent - (bits - 2))
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12])
+def test_nearest_is_the_published_quantizer_away_from_powers_of_two(bits):
+    generator = torch.Generator().manual_seed(bits)
+    for scale in (1e-20, 0.02, 1.0, 3e10):
+        x = torch.randn(512, 96, generator=generator) * scale
+        most = x.abs().amax(1)
+        fraction = torch.frexp(most)[0]
+        clear = (fraction > 0.5) & (fraction < 1 - 2.0**-16)  # the logarithm errs in the last ulps below a power of two
+        assert clear.sum() > 500
+        assert torch.equal(BlockFloatingPoint(bits, Per(0)).quantize(x)[clear], published(x, bits)[clear])
+
+
+def test_the_published_exponent_is_one_too_large_just_below_powers_of_two():
+    x = torch.tensor([[2.0**20]]).nextafter(torch.tensor([[0.0]]))
+    assert published(x, 8) == 2.0**20
+    assert BlockFloatingPoint(8).quantize(x) == 127 * 2.0**13

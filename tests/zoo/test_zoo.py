@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from weightbank.zoo import MODELS, build
+from weightbank.zoo import MODELS, PAGE_NETWORKS, build
 
 INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tiny_imagenet": (3, 64, 64)}
 COUNTS = {  # published: weights on devices, biases, BatchNorm parameters
@@ -42,13 +42,20 @@ def test_all_parameters_together_are_as_many_as_published(name, grouped):
         assert sum(grouped(build(name))) == TOTALS[name]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("pages_")])
 def test_every_named_model_maps_its_data_to_its_classes(name):
     data = name.partition("_")[2]
     with torch.device("meta"):
         model = build(name)
         out = model(torch.empty(2, *INPUTS.get(data, (1, 28, 28))))
     assert out.shape == (2, 200 if data == "tiny_imagenet" else 10)
+
+
+@pytest.mark.parametrize("name", PAGE_NETWORKS)
+def test_page_networks_map_their_inputs_to_their_classes(name):
+    network = PAGE_NETWORKS[name]
+    with torch.device("meta"):
+        assert build(f"pages_{name}")(torch.empty(2, *network.shape)).shape == (2, network.dense[-1])
 
 
 @pytest.mark.parametrize("name", DRAWN)

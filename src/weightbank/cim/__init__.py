@@ -22,6 +22,7 @@ from weightbank.cim.program import Chip, program
 from weightbank.cim.rank import benefit, rank, rank_cells, select, select_cells
 from weightbank.cim.rule import Rule
 from weightbank.cim.statistics import FITS, Drift, Fit, Table
+from weightbank.cim.sweep import Sweep, sweep
 from weightbank.cim.write_verify import write_verify
 from weightbank.cim.written import Written
 
@@ -41,6 +42,7 @@ __all__ = [
     "Programming",
     "Retrained",
     "Rule",
+    "Sweep",
     "Table",
     "Trial",
     "WriteVerify",
@@ -63,5 +65,6 @@ __all__ = [
     "retrain_in_situ",
     "select",
     "select_cells",
+    "sweep",
     "write_verify",
 ]

@@ -1,7 +1,7 @@
 """A programmed chip as a law over θ: exact moments, one normal per weight (two widths of error, arXiv 2202.08395)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from weightbank.cim.cells import WHOLE, WRITE, Cells, Number
 from weightbank.cim.device import Device
+from weightbank.cim.law import OnCells
 from weightbank.distributions.distribution import seed_of
 from weightbank.errors import LayoutError
 from weightbank.layout import Layout
 from weightbank.task import Task
-from weightbank.types import Draws, Flat
+from weightbank.types import Flat
 
 
 def program(
@@ -31,7 +32,7 @@ def program(
 
 
 @dataclass(frozen=True, eq=False)
-class Chip:
+class Chip(OnCells):
     """The law of θ on a device that was programmed once and `verified` where the mask is True.
 
     A draw is one chip at one inference. Equally seeded generators give differently verified chips the same standard
@@ -40,38 +41,12 @@ class Chip:
     In `evaluate`, pass batch_norm="keep": a chip's digital BatchNorm statistics are those it was given.
     """
 
-    cells: Cells
     verified: Bool[Tensor, "*M P"] | None = None
 
     def __post_init__(self) -> None:
         shapes = ((self.layout.size,), (self.device.cells, self.layout.size))
         if self.verified is not None and tuple(self.verified.shape) not in shapes:
             raise LayoutError(f"verified has shape {tuple(self.verified.shape)}; wanted {shapes[0]} or {shapes[1]}")
-
-    @property
-    def device(self) -> Device:
-        """What it was programmed on."""
-        return self.cells.device
-
-    @property
-    def layout(self) -> Layout:
-        """Which weight stands where."""
-        return self.cells.layout
-
-    def mean(self) -> Flat:
-        """E[θ], shape (P,): the weights themselves, but for rounding, measured mean errors, faults and drift."""
-        return self._moments[0]
-
-    def variance(self) -> Flat:
-        """The variances, shape (P,): scale² Σ_i 4^(-i m) σ_i² where errors are plain; exact in all cases."""
-        return self._moments[1]
-
-    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Draws:
-        """`count` chips, shape (S, P)."""
-        out = torch.empty(count, self.layout.size, dtype=self.cells.theta.dtype)
-        for row, theta in zip(out, self.draws(count, generator=generator), strict=True):
-            row.copy_(theta)
-        return out
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same chips one at a time, in one reused vector: one normal per weight; per cell with faults or drift."""
@@ -84,13 +59,6 @@ class Chip:
                 continue
             torch.randn(len(normal), generator=self.cells.stream(seed, number, WHOLE), out=normal)
             yield torch.addcmul(mean, deviation, normal, out=out)
-
-    def at_rest(self) -> tuple["Chip", Flat | None]:
-        """The same chip without read noise, and the standard deviation (P,) that each inference adds; None if none."""
-        if not self.device.read_noise:
-            return self, None
-        cells = replace(self.cells, device=replace(self.device, read_noise=0.0))
-        return Chip(cells, self.verified), self.cells.reading()
 
     def error(self, row: int, level: Flat | None) -> tuple[Number, Number]:
         """Mean and variance of the written error of cell `row` holding `level`, in level steps."""

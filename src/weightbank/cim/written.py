@@ -1,40 +1,39 @@
 """A chip whose cells went through write-verify: draws are simulated pulse by pulse, and everything is counted."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from weightbank.cim.cells import VERIFY, WHOLE, WRITE, Cells, Number
+from weightbank.cim.cells import VERIFY, WHOLE, WRITE, Number
 from weightbank.cim.compensate import Compensated, compensated
-from weightbank.cim.device import Device
+from weightbank.cim.law import OnCells
 from weightbank.cim.ledger import Effort, Ledger
 from weightbank.cim.process import Outcome, WriteVerify
 from weightbank.cim.rule import Rule, written_cells
 from weightbank.distributions.distribution import seed_of
 from weightbank.errors import DataError, LayoutError
-from weightbank.layout import Layout
-from weightbank.types import Draws, Flat
+from weightbank.types import Flat
 
 CHIPS = 256
 """Chips behind the mean and variance of compensated weights, which have no closed form."""
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class Written(OnCells):
     """The law of θ on a device programmed by `process` under `rule`.
 
     Unread cells of a weight share one standard normal; read ones are simulated singly. With `absorb`, a mask (P,), the
-    marked weights are written one cell after the other, and each takes up the error that was read on those before it.
+    marked weights are written one cell after the other, and each takes up the error that was read on those before it;
+    their mean and variance have no closed form and are those of 256 chips (the variance to ±9 %).
 
     Raises `DataError` for a device whose sigma is not a number, and for compensation on one with faults or drift;
     `LayoutError` for a rule of another shape.
     """
 
-    cells: Cells
     process: WriteVerify
     rule: Rule
     absorb: Bool[Tensor, " P"] | None = None
@@ -53,16 +52,6 @@ class Written:
             raise DataError("compensation reads cells back, which stuck or drifting cells would mislead; take it out")
 
     @property
-    def layout(self) -> Layout:
-        """Which weight stands where."""
-        return self.cells.layout
-
-    @property
-    def device(self) -> Device:
-        """What it was programmed on."""
-        return self.cells.device
-
-    @property
     def effort(self) -> Effort:
         """What programming a chip is expected to take, by `WriteVerify.outcome`; for stuck cells see `counted`."""
         total = Effort(0.0, 0.0)
@@ -74,21 +63,6 @@ class Written:
             known = self.device.sides * len(self._absorbing) * (self.device.cells - 1)
             total = total + Effort(0.0, 0.0, known)
         return total
-
-    def mean(self) -> Flat:
-        """E[θ], shape (P,); of compensated weights the mean over 256 chips."""
-        return self._moments[0]
-
-    def variance(self) -> Flat:
-        """The variances, shape (P,); exact, but for compensated weights, where it is that of 256 chips (±9 %)."""
-        return self._moments[1]
-
-    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Draws:
-        """`count` chips, shape (S, P)."""
-        out = torch.empty(count, self.layout.size, dtype=self.cells.theta.dtype)
-        for row, theta in zip(out, self.draws(count, generator=generator), strict=True):
-            row.copy_(theta)
-        return out
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same chips one at a time."""
@@ -123,13 +97,6 @@ class Written:
             for _, _, _, part in self._booked(seed, number).parts:
                 total = total + part.effort
         return total * (1 / chips)
-
-    def at_rest(self) -> tuple["Written", Flat | None]:
-        """The same law without read noise, and the standard deviation (P,) that each inference adds; None if none."""
-        if not self.device.read_noise:
-            return self, None
-        cells = replace(self.cells, device=replace(self.device, read_noise=0.0))
-        return Written(cells, self.process, self.rule, self.absorb), self.cells.reading()
 
     def one(self, row: int, side: int, places: Tensor, seed: int, number: int, held: Tensor | None = None) -> Ledger:
         """Write and verify one cell of some weights; see `written_cells`."""

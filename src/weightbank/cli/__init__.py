@@ -2,9 +2,10 @@
 
 import typer
 
-from weightbank.cli import posterior
+from weightbank.cli import cim, pages, posterior
 from weightbank.cli.console import Commands
 from weightbank.cli.tour import tour
+from weightbank.cli.train import EXAMPLES, train
 
 app = typer.Typer(
     name="weightbank",
@@ -15,4 +16,7 @@ app = typer.Typer(
     help="Fit more neural networks into less, and less perfect, memory, and know what it costs.",
 )
 app.add_typer(posterior.app, name="posterior")
+app.add_typer(cim.app, name="cim")
+app.add_typer(pages.app, name="pages")
+app.command(epilog=EXAMPLES)(train)
 app.command(epilog="Example:\n\nweightbank tour --seed 1")(tour)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from weightbank.data.extras import require
 from weightbank.errors import DataError
@@ -33,12 +33,18 @@ class Columns:
 
 
 def find_columns(
-    schema: Any, source: str, *, image: str | None = None, label: str | None = None, split: str | None = None
+    schema: Any,
+    source: str,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    kind: Literal["image", "audio"] = "image",
 ) -> Columns:
     """Find the columns of an Arrow schema by argument, by Hugging Face's notes, by usual name, or as the only ones.
 
     Images are bytes, or a struct with the field `bytes`; labels are integers. There is a split column only if `split`
-    names it.
+    names it. With `kind` "audio" recordings are looked for instead, and `image` names their column.
 
     Raises:
         DataError: there is no such column, or no telling which; the message lists the columns.
@@ -71,7 +77,7 @@ def find_columns(
             f"{'' if wanted is None else f' {wanted!r}'}; its columns are {listed}; name the right one with {what}="
         )
 
-    image = pick("image", image, is_encoded, "Image", ("image", "img"))
+    image = pick(kind, image, is_encoded, kind.capitalize(), (kind, "img"))
     label = pick("label", label, types.is_integer, "ClassLabel", ("label", "labels"))
     return Columns(
         image=image,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,13 +26,13 @@ MAX_LABEL = 2**31 - 1
 
 
 class Decoded(NamedTuple):
-    """Images, labels, and what the split column says in each row (nothing without one)."""
+    """Images or what else was encoded, labels, and what the split column says in each row (nothing without one)."""
 
-    x: UInt8[Tensor, "N C H W"]
+    x: Shaped[Tensor, "N C H W"]
     y: Int64[Tensor, " N"]
     splits: list[str | None]
 
-    def part(self, split: str) -> tuple[UInt8[Tensor, "M C H W"], Int64[Tensor, " M"]]:
+    def part(self, split: str) -> tuple[Shaped[Tensor, "M C H W"], Int64[Tensor, " M"]]:
         """Return the rows of one split, a copy."""
         rows = torch.tensor([row for row, value in enumerate(self.splits) if value == split], dtype=torch.int64)
         return self.x[rows], self.y[rows]
@@ -59,7 +59,7 @@ def decode(rows: Iterable[Mapping[str, Any]], columns: Columns, count: int, *, s
             where = f"{source}, row {number:,}"
             if number == count:
                 raise DataError(f"{source} promises {count:,} rows and has more; the file is damaged")
-            labels.append(_label(row[columns.label], where))
+            labels.append(checked_label(row[columns.label], where))
             if columns.split is not None:
                 splits.append(row[columns.split])
             picture = _open(pillow, columns.encoded(row), where)
@@ -71,7 +71,8 @@ def decode(rows: Iterable[Mapping[str, Any]], columns: Columns, count: int, *, s
     return Decoded(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64), splits)
 
 
-def _label(label: int | None, where: str) -> int:
+def checked_label(label: int | None, where: str) -> int:
+    """Return a label that can be one; `where` names its row in the DataError if it cannot."""
     if label is None or not 0 <= label <= MAX_LABEL:
         raise DataError(f"{where} has the label {label}; wanted 0 to {MAX_LABEL:,}")
     return label

@@ -2,10 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor
 
 from weightbank.data.columns import Columns, find_columns
 from weightbank.data.encoded import Decoded, decode
@@ -14,6 +17,9 @@ from weightbank.data.images import LIMIT, ImageData, from_arrays
 from weightbank.errors import DataError
 
 MAX_GROUP = 2**28  # bytes of one row group before compression; one value can be as long
+Decoder: TypeAlias = Callable[[Iterable[Mapping[str, Any]], Columns, int, str], Decoded]
+"""Called with the rows, the columns, how many rows there are, and what to call the source in errors."""
+Kind: TypeAlias = Literal["image", "audio"]
 SHARD = re.compile(r"(train|test)(?:-\d+-of-(\d+))?\.parquet")
 
 
@@ -48,26 +54,62 @@ def parquet_images(
             `limit`, or a row group with more than 256 MiB.
     """
     path = Path(path)
-    name = name or path.resolve().name.removesuffix(".parquet")
+    parts = read_parts(path, partial(_images, limit=limit), split=split, value=image, label=label)
+    return from_arrays(parts.train, parts.test, name=name or named_after(path), classes=parts.classes)
+
+
+class Parts(NamedTuple):
+    """Values and labels of train and of test, and the class names where there are any."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    classes: tuple[str, ...] | None
+
+
+def named_after(path: Path) -> str:
+    """What a data set is called if nobody says: its folder, or its file without the ending."""
+    return path.resolve().name.removesuffix(".parquet")
+
+
+def read_parts(
+    path: Path,
+    decoder: Decoder,
+    *,
+    split: str | None = None,
+    value: str | None = None,
+    label: str | None = None,
+    kind: Kind = "image",
+) -> Parts:
+    """Read the two parts of a data set, the column of encoded values decoded by `decoder`; see `parquet_images`.
+
+    `value` names that column, `kind` says what is looked for without a name.
+
+    Raises:
+        DataError: no such files, damaged ones, no telling the columns, or a row group with more than 256 MiB.
+    """
     found = _shards(path) if path.is_dir() else [path]
     if isinstance(found, list):
-        decoded, columns = _read(found, split or "split", image, label, limit)
+        decoded, columns = _read(found, decoder, kind, split or "split", value, label)
         train, test = (decoded.part(part) for part in ("train", "test"))
         if len(train[1]) == 0 or len(test[1]) == 0:
             values = sorted({str(value)[:20] for value in decoded.splits})
             raise DataError(
                 f"{path}: column {columns.split} says {', '.join(values[:5])}; wanted rows of train and of test"
             )
-        return from_arrays(train, test, name=name, classes=columns.classes)
+        return Parts(train, test, columns.classes)
     if split is not None:
         raise DataError(f"{path} has files for train and for test; a split column, {split!r}, is for a single file")
-    train_rows, train_columns = _read(found["train"], None, image, label, limit)
-    test_rows, test_columns = _read(found["test"], None, image, label, limit)
+    train_rows, train_columns = _read(found["train"], decoder, kind, None, value, label)
+    test_rows, test_columns = _read(found["test"], decoder, kind, None, value, label)
     if train_columns.classes != test_columns.classes:
         raise DataError(
             f"{path}: train has the classes {train_columns.classes}, test {test_columns.classes}; wanted the same"
         )
-    return from_arrays(train_rows[:2], test_rows[:2], name=name, classes=train_columns.classes)
+    return Parts(train_rows[:2], test_rows[:2], train_columns.classes)
+
+
+def _images(rows: Iterable[Mapping[str, Any]], columns: Columns, count: int, source: str, *, limit: int) -> Decoded:
+    return decode(rows, columns, count, source=source, limit=limit)
 
 
 def _shards(folder: Path) -> dict[str, list[Path]] | list[Path]:
@@ -92,7 +134,7 @@ def _shards(folder: Path) -> dict[str, list[Path]] | list[Path]:
 
 
 def _read(
-    paths: Sequence[Path], split: str | None, image: str | None, label: str | None, limit: int
+    paths: Sequence[Path], decoder: Decoder, kind: Kind, split: str | None, value: str | None, label: str | None
 ) -> tuple[Decoded, Columns]:
     """Decode the rows of several files with the same columns."""
     files, columns = [], None
@@ -100,7 +142,7 @@ def _read(
         with _readable(path):
             file = require("pyarrow.parquet", f"reading {path}").ParquetFile(path)
             _check_groups(file.metadata, path)
-            found = find_columns(file.schema_arrow, str(path), image=image, label=label, split=split)
+            found = find_columns(file.schema_arrow, str(path), image=value, label=label, split=split, kind=kind)
         if columns not in (None, found):
             raise DataError(f"{path} has {found}, {paths[0]} has {columns}; wanted the same in all")
         files.append(file)
@@ -108,7 +150,7 @@ def _read(
     assert columns is not None  # there is at least one path
     source = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     count = sum(file.metadata.num_rows for file in files)
-    return decode(_rows(paths, files, columns), columns, count, source=source, limit=limit), columns
+    return decoder(_rows(paths, files, columns), columns, count, source), columns
 
 
 def _check_groups(metadata: Any, path: Path) -> None:

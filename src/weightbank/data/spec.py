@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from weightbank.data.audio import recordings
 from weightbank.data.embedded import digits
 from weightbank.data.huggingface import hub
 from weightbank.data.idx import mnist_family
@@ -11,17 +12,18 @@ from weightbank.data.parquet import parquet_images
 from weightbank.errors import DataError
 
 READERS: Mapping[str, Callable[[str], ImageData]] = MappingProxyType(
-    {"mnist": mnist_family, "idx": mnist_family, "parquet": parquet_images, "hub": hub}
+    {"mnist": mnist_family, "idx": mnist_family, "parquet": parquet_images, "audio": recordings, "hub": hub}
 )
 
 FORMS = (
     "digits (the 8x8 digits in scikit-learn), mnist:FOLDER or idx:FOLDER (the four IDX files), parquet:FOLDER "
-    "(train.parquet and test.parquet, or one file with a split column), hub:NAME (a data set of the Hugging Face Hub)"
+    "(train.parquet and test.parquet, or one file with a split column), audio:FOLDER (WAV recordings, in Parquet or in "
+    "folders train/CLASS and test/CLASS), hub:NAME (a data set of the Hugging Face Hub)"
 )
 
 
 def load(spec: str) -> ImageData:
-    """Read the data set that `spec` names: `digits`, `mnist:FOLDER`, `idx:FOLDER`, `parquet:FOLDER` or `hub:NAME`.
+    """Read the data set that `spec` names: `digits`, `mnist:FOLDER`, `parquet:FOLDER`, `audio:FOLDER` or `hub:NAME`.
 
     Raises:
         DataError: another spec, the message lists the forms; or what the reader raises.

@@ -5,7 +5,10 @@ from weightbank.distributions.gaussian import Gaussian
 from weightbank.distributions.keeping import Keep, Sketch, Window
 from weightbank.distributions.mixture import Mixture, multi
 from weightbank.distributions.moments import Moments
+from weightbank.distributions.packed import PackedWeights, pack
+from weightbank.distributions.patchwork import Patchwork
 from weightbank.distributions.point import Point
+from weightbank.distributions.rounded import Rounded
 from weightbank.distributions.snapshots import Snapshots
 
 __all__ = [
@@ -13,11 +16,15 @@ __all__ = [
     "Keep",
     "Mixture",
     "Moments",
+    "PackedWeights",
+    "Patchwork",
     "Point",
+    "Rounded",
     "Sketch",
     "Snapshots",
     "StreamedDistribution",
     "WeightDistribution",
     "Window",
     "multi",
+    "pack",
 ]

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution
+from weightbank.distributions.packed import PackedWeights
 from weightbank.distributions.point import Point
 from weightbank.errors import DataError, LayoutError
 from weightbank.evaluation.estimate import Estimate
@@ -96,7 +97,7 @@ def evaluate(
             f"the law is over {law.layout.size:,} weights ({', '.join(law.layout.names[:4])}, ...), task '{task.name}' "
             f"over {task.layout.size:,} ({', '.join(task.layout.names[:4])}, ...); build it from task.layout"
         )
-    samples = 1 if isinstance(law, Point) else samples
+    samples = 1 if isinstance(law, (Point, PackedWeights)) else samples
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     load, size = _forward(task, batch_norm, batch_norm_batches, vectorize, generator.initial_seed())
 

@@ -1,4 +1,4 @@
-"""What every format asks of its input: finite floating-point numbers, and a rounding it knows."""
+"""What every format asks of its input: finite floating-point numbers, a rounding it knows, and the right shapes."""
 
 import math
 from typing import get_args
@@ -9,20 +9,26 @@ from torch import Tensor
 
 from weightbank.errors import FormatError, NonFiniteError
 from weightbank.formats.format import Rounding
+from weightbank.formats.rounding import halves
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def finite_float32(
-    x: Float[Tensor, "*shape"], rounding: Rounding, within: torch.dtype = torch.float32
-) -> Float[Tensor, "*shape"]:
-    """`x` detached and in float32 (itself, where it already is); one reading pass.
-
-    Raises NonFiniteError for NaN and infinities, FormatError for magnitudes beyond the largest of `within`, for
-    tensors which are not floats, and for unknown roundings.
-    """
+def random_bits_wanted(rounding: Rounding, key: int | None) -> bool:
+    """Whether to draw random bits; FormatError for unknown roundings, and for a stochastic one without a good key."""
     if rounding not in get_args(Rounding):
         raise FormatError(f"rounding {rounding!r} is unknown; use one of {', '.join(map(repr, get_args(Rounding)))}")
+    if rounding == "stochastic":
+        halves(key)
+    return rounding == "stochastic"
+
+
+def finite_float32(x: Float[Tensor, "*shape"], within: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
+    """`x` detached and in float32 (itself, where it already is); one reading pass.
+
+    Raises NonFiniteError for NaN and infinities, FormatError for magnitudes beyond the largest of `within` and for
+    tensors which are not floats.
+    """
     if x.dtype not in FLOATS:
         raise FormatError(f"a tensor of {x.dtype} cannot be quantized; convert it to torch.float32 first")
     x = x.detach()

@@ -10,8 +10,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from weightbank.formats.packed import Packed
 
-Rounding: TypeAlias = Literal["nearest"]
-"""``"nearest"``: to the nearest point of the grid, ties to the even code."""
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+"""To the nearest point of the grid, ties to the even code; or up or down at random, right on the average."""
 
 
 @runtime_checkable
@@ -37,8 +37,11 @@ class Format(Protocol):
     ) -> Float[Tensor, "*shape"]:
         """Round `x` to the grid, in float32, as a tensor of its own dtype; idempotent, and 0 stays 0.
 
-        `key` seeds roundings which draw random bits ("nearest" draws none). `out` has the shape and dtype of `x`
-        and may be `x`. Raises NonFiniteError for NaN and infinities, FormatError for values beyond the format.
+        "stochastic" rounding needs a `key` (see `rounding.key`) and depends on it, on x and on nothing else; its
+        mean is x to within 2^-24 of a step (2^-(32 - bits) for codes of more than 8 bits) wherever the grid reaches,
+        and points of the grid stay. "nearest" draws no bits and ignores `key`. `out` has the shape and dtype of `x`
+        and may be `x`; after an error it is undefined. Raises NonFiniteError for NaN and infinities, FormatError for
+        values beyond the format and for a missing key.
         """
 
     def pack(self, x: Float[Tensor, "*shape"], *, rounding: Rounding = "nearest", key: int | None = None) -> Packed:

@@ -1,67 +1,126 @@
-"""Rows of block floating point as numba loops: bit for bit what `reference` does, in one pass and without the GIL.
+"""Rounding of blocks as numba loops: bit for bit what `grids` does, in one pass and without the GIL.
 
-Imported at the first row, never by `import weightbank`; the loops are compiled then, and cached on disk.
+Imported when first needed, never by `import weightbank`; the loops are compiled then, and cached on disk. The random
+bits are those of `rounding.bits`, made in registers. FIRST_FACTOR[E] * SECOND_FACTOR[E] = 2^-E in two float32.
 """
 
 import inspect
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int8, UInt8
+from numba.core import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weightbank.formats.finite import refuse_nonfinite
-from weightbank.formats.reference import Grid
+from weightbank.formats import rounding
+from weightbank.formats.blocks import Tiling
+from weightbank.formats.grids import Grid, Scale, Small, Whole, meanings
 from weightbank.jit import jit
 
 INFINITY = 0x7F800000
 LEAST_NORMAL = 0x800000
 SIGN = np.int32(-(2**31))
 NOT_FINITE = 255  # no exponent
+PIECE = 4096  # weights looked through before they are rounded, where no scale divides them
+FIRST, SECOND = np.uint32(rounding.FIRST), np.uint32(rounding.SECOND)
+FINEST = rounding.FINEST
+REST = np.uint32(32 - FINEST)
+
+Floats: TypeAlias = NDArray[np.float32]
+Words: TypeAlias = NDArray[np.int32]
 
 
-def encode_row(grid: Grid, block: int, x: Float[Tensor, " P"], out: UInt8[Tensor, " B"]) -> None:
-    """As `reference.encode_row`: x float32, both contiguous, sizes already checked."""
-    loop = _encode8 if grid.bits == 8 else _encode4
-    values = x.numpy()
-    limits = (grid.symmetric, grid.least_exponent, grid.greatest_exponent, grid.highest)
-    if not loop(values, values.view(np.int32), out.numpy(), block, *_inverse_steps(grid.bits), *limits):
-        refuse_nonfinite(x)
+def quantize(
+    grid: Grid, scale: Scale, blocks: Tiling, x: Float[Tensor, "*s"], key: int | None, out: Float[Tensor, "*s"]
+) -> bool:
+    """Round contiguous float32 `x` into `out`, which may be `x`; False at a NaN or an infinity.
+
+    `blocks` must be in order. One pass to find each block's exponent and one to round it, no temporary.
+    """
+    values = x.view(-1).numpy()
+    loop = _quantize_whole if isinstance(grid, Whole) else _quantize_small
+    return bool(loop(values, values.view(np.int32), out.view(-1).numpy(), *_arguments(grid, scale, blocks, key)))
 
 
-def decode_rows(grid: Grid, block: int, raw: UInt8[Tensor, "R B"], out: Float[Tensor, "R W"]) -> None:
-    """As `reference.decode_rows`: rows contiguous, sizes already checked."""
-    if out.numel():
-        loop = _decode8 if grid.bits == 8 else _decode4
-        loop(_flat(raw), raw.stride(0), _flat(out), out.stride(0), *out.shape, block, _steps(grid.bits))
+def codes(
+    grid: Grid,
+    scale: Scale,
+    blocks: Tiling,
+    x: Float[Tensor, "*s"],
+    key: int | None,
+    out: UInt8[Tensor, " P"],
+    exponents: Int8[Tensor, " N"],
+) -> bool:
+    """The codes, of at most 8 bits, one a byte, and the exponent of every block; as `quantize` otherwise."""
+    values = x.view(-1).numpy()
+    loop = _codes_whole if isinstance(grid, Whole) else _codes_small
+    arguments = _arguments(grid, scale, blocks, key)
+    return bool(loop(values, values.view(np.int32), out.numpy(), exponents.numpy(), *arguments))
 
 
-def _flat(rows: Tensor) -> NDArray[Any]:
-    """Everything from the first to the last entry of `rows`, gaps included, as one contiguous vector."""
-    return rows.as_strided(((len(rows) - 1) * rows.stride(0) + rows.shape[1],), (1,)).numpy()
+def _arguments(grid: Grid, scale: Scale, blocks: Tiling, key: int | None) -> tuple[Any, ...]:
+    low, high = (0, 0) if key is None else rounding.halves(key)
+    tile = PIECE if scale.constant else blocks.tile
+    return (
+        *(blocks.rows, blocks.width, tile, key is not None, np.uint32(low), np.uint32(high)),
+        *tables(grid, key is not None),
+        *(scale.half_open, scale.top, scale.least, scale.greatest),
+    )
 
 
 @cache
-def _inverse_steps(bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Two factors of 1/step for the exponents -128..127: 2^134 is no float32, 2^127 * 2^7 are two."""
-    powers = [bits - 2 - exponent for exponent in range(-128, 128)]
-    first = [math.ldexp(1, min(power, 127)) for power in powers]
-    second = [math.ldexp(1, max(power - 127, 0)) for power in powers]
-    return np.array(first, np.float32), np.array(second, np.float32)
+def tables(grid: Grid, random: bool) -> tuple[Any, ...]:
+    """Digits, two factors of 1/step, bounds and step for the exponents -128..127, then the numbers of a small float."""
+    digits = grid.digits if random else 0
+    if isinstance(grid, Whole):
+        powers = [grid.fraction + digits - exponent for exponent in range(-128, 128)]
+        bounds = np.ldexp(np.array([grid.bounds(exponent) for exponent in range(-128, 128)], float), digits)
+        steps = _powers([-power + digits for power in powers])
+        return np.int32(digits), *_two_powers(powers), bounds[:, 0].astype("f4"), bounds[:, 1].astype("f4"), steps
+    assert isinstance(grid, Small)
+    largest = np.float32(meanings(grid)[grid.largest].item())
+    shift = np.float32(2.0 ** (grid.mantissa - 1 + digits))
+    numbers = (largest, np.int32(128 - grid.bias), shift, np.int32(grid.mantissa), np.int32(grid.bits))
+    return np.int32(digits), *_two_powers(range(128, -128, -1)), _powers(range(-128, 128)), *numbers
 
 
-@cache
-def _steps(bits: int) -> NDArray[np.float32]:
-    """The step 2^(E - (bits - 2)) for the exponents -128..127; the least are subnormal and still exact."""
-    return np.array([math.ldexp(1, exponent - (bits - 2)) for exponent in range(-128, 128)], np.float32)
+def _powers(exponents: Any) -> Floats:
+    return np.array([math.ldexp(1, min(exponent, 127)) for exponent in exponents], np.float32)
 
 
-def _exponent_loop(bits: NDArray[np.int32], symmetric: bool, least: int, greatest: int) -> int:
-    """`reference.exponents` of one block, NOT_FINITE if it holds a NaN or an infinity."""
+def _two_powers(exponents: Any) -> tuple[Floats, Floats]:
+    """2^134 is no float32, 2^127 * 2^7 are two."""
+    return _powers(exponents), _powers(max(p - 127, 0) for p in exponents)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Inlined, short blocks run twice as fast."""
+    return numba.njit(inline="always")(inspect.unwrap(function))
+
+
+def _bitcast(source: Any, target: Any) -> Any:
+    def typed(context: Any, word: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(target))
+
+        return target(source), build
+
+    return intrinsic(inspect.unwrap(typed))
+
+
+_float_of = _bitcast(types.int32, types.float32)
+_bits_of = _bitcast(types.float32, types.int32)
+
+
+@inline
+def exponent_of(bits: Words, half_open: bool, top: int, least: int, greatest: int) -> int:
+    """`Scale.exponents` of one block, NOT_FINITE if it holds a NaN or an infinity."""
     positive = np.int32(0)
     negative = np.int32(0)
     for j in range(bits.shape[0]):
@@ -69,133 +128,222 @@ def _exponent_loop(bits: NDArray[np.int32], symmetric: bool, least: int, greates
         negative = max(negative, np.int32(bits[j] ^ SIGN))
     if max(positive, negative) >= INFINITY:
         return NOT_FINITE
-    top = int(max(positive, negative if symmetric else negative - 1))
-    exponent = (top >> 23) - 127 if top >= LEAST_NORMAL else (top >> 22) - 128
-    return max(least, min(greatest, exponent))
+    most = int(max(positive, negative - 1 if half_open else negative))
+    exponent = (most >> 23) - 127 if most >= LEAST_NORMAL else (most >> 22) - 128
+    return max(least, min(greatest, exponent - top))
 
 
-def _codes_loop(
-    xs: NDArray[np.float32],
-    to: NDArray[np.uint8],
-    first: np.float32,
-    second: np.float32,
-    lowest: np.float32,
-    highest: np.float32,
-) -> None:
-    """`reference.codes` of one block, one code a byte; zeros to the end of `to`."""
-    for j in range(xs.shape[0]):
-        to[j] = np.int32(min(max(np.rint(xs[j] * first * second), lowest), highest))
-    for j in range(xs.shape[0], to.shape[0]):
-        to[j] = 0
+@inline
+def _random(place: np.uint32, second: np.uint32) -> np.uint32:
+    """`rounding.bits` of a place to which the first half of the key is added already."""
+    x = np.uint32(place ^ (place >> np.uint32(16)))
+    x = np.uint32(x * FIRST)
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) + second)
+    return np.uint32(x * SECOND)
 
 
-_exponent = jit(_exponent_loop)
-_codes = numba.njit(inline="always")(inspect.unwrap(_codes_loop))  # inlined, it runs nearly twice as fast
+@inline
+def _within(t: np.float32, low: np.float32, high: np.float32) -> np.float32:
+    t = t if t > low else low
+    return t if t < high else high
 
 
-def _encode8_loop(
-    x: NDArray[np.float32],
-    bits: NDArray[np.int32],
-    out: NDArray[np.uint8],
-    block: int,
-    scale: NDArray[np.float32],
-    rescale: NDArray[np.float32],
-    symmetric: bool,
-    least: int,
-    greatest: int,
-    highest: int,
-) -> bool:
-    """False as soon as a block holds a NaN or an infinity."""
-    for tile in range(out.shape[0] // (block + 1)):
-        start = tile * block
-        to = out[tile * (block + 1) : (tile + 1) * (block + 1)]
-        exponent = _exponent(bits[start : start + block], symmetric, least, greatest)
-        if exponent == NOT_FINITE:
-            return False
-        lowest = -highest if symmetric or exponent == 127 else -highest - 1
-        first, second = scale[exponent + 128], rescale[exponent + 128]
-        _codes(x[start : start + block], to[:block], first, second, np.float32(lowest), np.float32(highest))
-        to[block] = exponent
+@inline
+def _up_or_down(t: np.float32, random: np.uint32, digits: np.int32) -> np.int32:
+    """`rounding.rounded` of t / 2^digits."""
+    return np.int32(np.int32(np.int32(t) + np.int32(random >> np.uint32(32 - digits))) >> np.int32(digits))
+
+
+@inline
+def _up_or_down_finest(t: np.float32, random: np.uint32) -> np.int32:
+    """The same for FINEST digits, which being known make it faster."""
+    return np.int32(np.int32(np.int32(t) + np.int32(random >> REST)) >> np.int32(FINEST))
+
+
+@inline
+def _whole_values(
+    x: Floats, to: Floats, random: bool, place: np.uint32, second: np.uint32, digits: np.int32,
+    a: np.float32, b: np.float32, low: np.float32, high: np.float32, step: np.float32,
+) -> None:  # fmt: skip
+    """`Whole.codes` and `Whole.values` of one block."""
+    if not random:
+        for j in range(x.shape[0]):
+            to[j] = np.float32(np.int32(np.rint(_within(x[j] * a * b, low, high)))) * step
+    elif digits == FINEST:
+        for j in range(x.shape[0]):
+            to[j] = np.float32(_up_or_down_finest(_within(x[j] * a * b, low, high), _random(place, second))) * step
+            place = np.uint32(place + np.uint32(1))
+    else:
+        for j in range(x.shape[0]):
+            t = _within(x[j] * a * b, low, high)
+            to[j] = np.float32(_up_or_down(t, _random(place, second), digits)) * step
+            place = np.uint32(place + np.uint32(1))
+
+
+@inline
+def _whole_codes(
+    x: Floats, to: NDArray[np.uint8], random: bool, place: np.uint32, second: np.uint32, digits: np.int32,
+    a: np.float32, b: np.float32, low: np.float32, high: np.float32,
+) -> None:  # fmt: skip
+    """`Whole.codes` of one block, one a byte."""
+    if not random:
+        for j in range(x.shape[0]):
+            to[j] = np.int32(np.rint(_within(x[j] * a * b, low, high)))
+    else:
+        for j in range(x.shape[0]):
+            to[j] = _up_or_down_finest(_within(x[j] * a * b, low, high), _random(place, second))
+            place = np.uint32(place + np.uint32(1))
+
+
+@inline
+def _field(y: np.float32, least: np.int32) -> np.int32:
+    """The biased exponent of y, at least that of the smallest normal number."""
+    return max(np.int32((_bits_of(y) >> np.int32(23)) & np.int32(255)), least)
+
+
+@inline
+def _mantissa(
+    y: np.float32, field: np.int32, shift: np.float32, random: bool, word: np.uint32, digits: np.int32
+) -> np.int32:
+    """The signed mantissa of y as a whole number; 2^(1 - e) is a normal number for every exponent e."""
+    t = y * _float_of(np.int32(np.int32(255 - field) << np.int32(23))) * shift
+    return _up_or_down(t, word, digits) if random else np.int32(np.rint(t))
+
+
+@inline
+def _small_values(
+    x: Floats, to: Floats, random: bool, place: np.uint32, second: np.uint32, digits: np.int32,
+    a: np.float32, b: np.float32, step: np.float32, largest: np.float32, least: np.int32, shift: np.float32,
+    unit: np.float32,
+) -> None:  # fmt: skip
+    """`Small.codes` and `Small.values` of one block."""
+    if random:
+        for j in range(x.shape[0]):
+            y = _within(x[j] * a * b, -largest, largest)
+            field = _field(y, least)
+            whole = _mantissa(y, field, shift, True, _random(place, second), digits)
+            to[j] = np.float32(whole) * unit * _float_of(np.int32(field << np.int32(23))) * step
+            place = np.uint32(place + np.uint32(1))
+    else:
+        for j in range(x.shape[0]):
+            y = _within(x[j] * a * b, -largest, largest)
+            field = _field(y, least)
+            whole = _mantissa(y, field, shift, False, np.uint32(0), digits)
+            to[j] = np.float32(whole) * unit * _float_of(np.int32(field << np.int32(23))) * step
+
+
+@inline
+def _small_codes(
+    x: Floats, to: NDArray[np.uint8], random: bool, place: np.uint32, second: np.uint32, digits: np.int32,
+    a: np.float32, b: np.float32, largest: np.float32, least: np.int32, shift: np.float32, mantissa: np.int32,
+    sign: np.int32,
+) -> None:  # fmt: skip
+    """`Small.codes` of one block, one a byte."""
+    for j in range(x.shape[0]):
+        y = _within(x[j] * a * b, -largest, largest)
+        field = _field(y, least)
+        whole = _mantissa(y, field, shift, random, _random(place, second), digits)
+        magnitude = np.int32(np.int32(np.int32(field - least) << mantissa) + abs(whole))
+        to[j] = magnitude + (sign if whole < 0 else np.int32(0))
+        place = np.uint32(place + np.uint32(1))
+
+
+@jit
+def _quantize_whole(
+    x: Floats, bits: Words, out: Floats, rows: int, width: int, tile: int, random: bool, first: np.uint32,
+    second: np.uint32, digits: np.int32, a: Floats, b: Floats, low: Floats, high: Floats, steps: Floats,
+    half_open: bool, top: int, least: int, greatest: int,
+) -> bool:  # fmt: skip
+    for row in range(rows):
+        for start in range(row * width, (row + 1) * width, tile):
+            stop = min(start + tile, (row + 1) * width)
+            exponent = exponent_of(bits[start:stop], half_open, top, least, greatest)
+            if exponent == NOT_FINITE:
+                return False
+            at = exponent + 128
+            place = np.uint32(np.uint32(start) + first)
+            _whole_values(
+                x[start:stop],
+                out[start:stop],
+                random,
+                place,
+                second,
+                digits,
+                a[at],
+                b[at],
+                low[at],
+                high[at],
+                steps[at],
+            )
     return True
 
 
-def _encode4_loop(
-    x: NDArray[np.float32],
-    bits: NDArray[np.int32],
-    out: NDArray[np.uint8],
-    block: int,
-    scale: NDArray[np.float32],
-    rescale: NDArray[np.float32],
-    symmetric: bool,
-    least: int,
-    greatest: int,
-    highest: int,
-) -> bool:
-    """As above, through one block of bytes taken two by two: the even code is the low byte of a pair."""
-    half = block // 2
-    codes = np.empty(block, np.uint8)
-    pairs = codes.view(np.uint16)
-    for tile in range(out.shape[0] // (half + 1)):
-        start = tile * block
-        to = out[tile * (half + 1) : (tile + 1) * (half + 1)]
-        exponent = _exponent(bits[start : start + block], symmetric, least, greatest)
-        if exponent == NOT_FINITE:
-            return False
-        lowest = -highest if symmetric or exponent == 127 else -highest - 1
-        first, second = scale[exponent + 128], rescale[exponent + 128]
-        _codes(x[start : start + block], codes, first, second, np.float32(lowest), np.float32(highest))
-        for j in range(half):
-            to[j] = (pairs[j] & 0x0F) | ((pairs[j] >> 4) & 0xF0)
-        to[half] = exponent
+@jit
+def _codes_whole(
+    x: Floats, bits: Words, out: NDArray[np.uint8], exponents: NDArray[np.int8], rows: int, width: int, tile: int,
+    random: bool, first: np.uint32, second: np.uint32, digits: np.int32, a: Floats, b: Floats, low: Floats,
+    high: Floats, steps: Floats, half_open: bool, top: int, least: int, greatest: int,
+) -> bool:  # fmt: skip
+    number = 0
+    for row in range(rows):
+        for start in range(row * width, (row + 1) * width, tile):
+            stop = min(start + tile, (row + 1) * width)
+            exponent = exponent_of(bits[start:stop], half_open, top, least, greatest)
+            if exponent == NOT_FINITE:
+                return False
+            at = exponent + 128
+            place = np.uint32(np.uint32(start) + first)
+            _whole_codes(x[start:stop], out[start:stop], random, place, second, digits, a[at], b[at], low[at], high[at])
+            if least < greatest:
+                exponents[number] = exponent
+                number += 1
     return True
 
 
-def _decode8_loop(
-    raw: NDArray[np.uint8],
-    raw_stride: int,
-    out: NDArray[np.float32],
-    out_stride: int,
-    rows: int,
-    columns: int,
-    block: int,
-    steps: NDArray[np.float32],
-) -> None:
+@jit
+def _quantize_small(
+    x: Floats, bits: Words, out: Floats, rows: int, width: int, tile: int, random: bool, first: np.uint32,
+    second: np.uint32, digits: np.int32, a: Floats, b: Floats, steps: Floats, largest: np.float32, field: np.int32,
+    shift: np.float32, mantissa: np.int32, code_bits: np.int32, half_open: bool, top: int, least: int, greatest: int,
+) -> bool:  # fmt: skip
+    unit = np.float32(1 / (1 << mantissa))
     for row in range(rows):
-        for tile in range((columns + block - 1) // block):
-            start = row * raw_stride + tile * (block + 1)
-            codes = raw[start : start + block + 1]
-            to = out[row * out_stride + tile * block : row * out_stride + min((tile + 1) * block, columns)]
-            step = steps[np.int8(codes[block]) + 128]
-            for j in range(to.shape[0]):
-                to[j] = np.float32(np.int8(codes[j])) * step
+        for start in range(row * width, (row + 1) * width, tile):
+            stop = min(start + tile, (row + 1) * width)
+            exponent = exponent_of(bits[start:stop], half_open, top, least, greatest)
+            if exponent == NOT_FINITE:
+                return False
+            at = exponent + 128
+            place = np.uint32(np.uint32(start) + first)
+            _small_values(
+                x[start:stop], out[start:stop], random, place, second, digits, a[at], b[at], steps[at], largest, field,
+                shift, unit,
+            )  # fmt: skip
+    return True
 
 
-def _decode4_loop(
-    raw: NDArray[np.uint8],
-    raw_stride: int,
-    out: NDArray[np.float32],
-    out_stride: int,
-    rows: int,
-    columns: int,
-    block: int,
-    steps: NDArray[np.float32],
-) -> None:
-    half = block // 2
-    codes = np.empty(block, np.uint8)
-    pairs = codes.view(np.uint16)
+@jit
+def _codes_small(
+    x: Floats, bits: Words, out: NDArray[np.uint8], exponents: NDArray[np.int8], rows: int, width: int, tile: int,
+    random: bool, first: np.uint32, second: np.uint32, digits: np.int32, a: Floats, b: Floats, steps: Floats,
+    largest: np.float32, field: np.int32, shift: np.float32, mantissa: np.int32, code_bits: np.int32, half_open: bool,
+    top: int, least: int, greatest: int,
+) -> bool:  # fmt: skip
+    number = 0
+    sign = np.int32(1 << (code_bits - 1))
     for row in range(rows):
-        for tile in range((columns + block - 1) // block):
-            start = row * raw_stride + tile * (half + 1)
-            packed = raw[start : start + half + 1]
-            to = out[row * out_stride + tile * block : row * out_stride + min((tile + 1) * block, columns)]
-            step = steps[np.int8(packed[half]) + 128]
-            for j in range(half):
-                pairs[j] = (packed[j] & 0x0F) | ((np.uint16(packed[j]) & 0xF0) << 4)
-            for j in range(to.shape[0]):
-                to[j] = np.float32(np.int8(codes[j] << 4) >> 4) * step
-
-
-_encode8 = jit(_encode8_loop)
-_encode4 = jit(_encode4_loop)
-_decode8 = jit(_decode8_loop)
-_decode4 = jit(_decode4_loop)
+        for start in range(row * width, (row + 1) * width, tile):
+            stop = min(start + tile, (row + 1) * width)
+            exponent = exponent_of(bits[start:stop], half_open, top, least, greatest)
+            if exponent == NOT_FINITE:
+                return False
+            at = exponent + 128
+            place = np.uint32(np.uint32(start) + first)
+            _small_codes(
+                x[start:stop], out[start:stop], random, place, second, digits, a[at], b[at], largest, field, shift,
+                mantissa, sign,
+            )  # fmt: skip
+            if least < greatest:
+                exponents[number] = exponent
+                number += 1
+    return True

@@ -7,18 +7,29 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from weightbank.errors import FormatError
-from weightbank.formats.finite import check_out, check_row, check_rows, finite_float32, refuse_beyond
+from weightbank.formats import opaque
+from weightbank.formats.finite import (
+    check_out,
+    check_row,
+    check_rows,
+    finite_float32,
+    random_bits_wanted,
+    refuse_beyond,
+)
 from weightbank.formats.format import Rounding
+from weightbank.formats.mini_float import MiniFloat
 from weightbank.formats.packed import Packed, check_packed, write
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BITS = {"bfloat16": (8, 7), "float16": (5, 10)}  # of exponent and mantissa
 
 
 @dataclass(frozen=True, repr=False)
 class Native:
-    """A native dtype: every weight stands alone, rounded to nearest, ties to even; bytes are little-endian.
+    """A native dtype: every weight stands alone; bytes are little-endian.
 
-    Finite values which would become infinite are a FormatError: 65504 is the largest float16.
+    Finite values which would become infinite are a FormatError: 65504 is the largest float16. Stochastic rounding
+    goes to one of the two neighbours; as float32 has every value of a smaller type, it changes nothing there.
     """
 
     name: str
@@ -50,7 +61,10 @@ class Native:
         out: Tensor | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Round `x` to this dtype, in its own dtype; see `Format.quantize`."""
-        values = self._cast(x, rounding)
+        if torch.compiler.is_compiling():
+            values = opaque.quantize(x, repr(self), rounding, key)
+            return values if out is None else write(values, out)
+        values = self._cast(x, rounding, key)
         if out is None:
             return values.to(x.dtype) if values.dtype != x.dtype else values.clone()
         check_out(x, out)
@@ -59,7 +73,7 @@ class Native:
 
     def pack(self, x: Float[Tensor, "*shape"], *, rounding: Rounding = "nearest", key: int | None = None) -> Packed:
         """The raw bytes of `x` in this dtype, no scales; see `Format.pack`."""
-        flat = self._cast(x, rounding).reshape(-1).contiguous()
+        flat = self._cast(x, rounding, key).reshape(-1).contiguous()
         scales = torch.empty(0, dtype=torch.int8, device=x.device)
         codes = flat.view(torch.uint8)
         return Packed(self, tuple(x.shape), codes.clone() if x.dtype == self.dtype else codes, scales)
@@ -101,8 +115,11 @@ class Native:
         check_rows(raw, out, self.row_bytes(out.shape[1]))
         out.copy_(_typed(raw, self.dtype))
 
-    def _cast(self, x: Tensor, rounding: Rounding) -> Tensor:
-        return finite_float32(x, rounding, self.dtype).to(self.dtype)
+    def _cast(self, x: Tensor, rounding: Rounding, key: int | None) -> Tensor:
+        random, values = random_bits_wanted(rounding, key), finite_float32(x, self.dtype)
+        if random and self.name in BITS:
+            values = MiniFloat(*BITS[self.name]).quantize(values, rounding=rounding, key=key)
+        return values.to(self.dtype)
 
 
 def _typed(raw: UInt8[Tensor, "R B"], dtype: torch.dtype) -> Float[Tensor, "R W"]:

@@ -15,14 +15,15 @@ from weightbank.formats.format import Format
 class Packed:
     """What `Format.pack` returns: plain uint8 and int8 vectors, fit for any file of arrays.
 
-    The codes of all weights follow one another in row-major order without padding (4-bit codes: two to a byte, the
-    lower index in the low nibble); the scales are those of the blocks in the same order.
+    The codes of all weights follow one another in row-major order without padding, each from its lowest bit on
+    (4-bit codes: two to a byte, the lower index in the low nibble); the scales are those of the blocks in order:
+    int8 exponents, or uint8 E8M0 (exponent + 127) for microscaling.
     """
 
     format: Format
     shape: tuple[int, ...]
     codes: UInt8[Tensor, " code_bytes"]
-    scales: Int8[Tensor, " blocks"]
+    scales: Int8[Tensor, " blocks"] | UInt8[Tensor, " blocks"]
 
     @property
     def numel(self) -> int:
@@ -39,13 +40,20 @@ class Packed:
         return self.format.unpack(self, out=out)
 
 
-def check_packed(packed: Packed, *, codes: int, scales: int) -> None:
-    """Raise FormatError unless `packed` holds that many bytes of codes and that many scales."""
+def check_shape(packed: Packed) -> None:
+    """Raise FormatError for a shape with a negative size."""
+    if min(packed.shape, default=0) < 0:
+        raise FormatError(f"{packed.format!r} of shape {packed.shape} needs sizes which are not negative")
+
+
+def check_packed(packed: Packed, *, codes: int, scales: int, dtype: torch.dtype = torch.int8) -> None:
+    """Raise FormatError unless `packed` holds that many bytes of codes and that many scales of `dtype`."""
     have = (packed.codes.dtype, packed.codes.shape, packed.scales.dtype, packed.scales.shape)
-    if min(packed.shape, default=0) < 0 or have != (torch.uint8, (codes,), torch.int8, (scales,)):
+    check_shape(packed)
+    if have != (torch.uint8, (codes,), dtype, (scales,)):
         raise FormatError(
-            f"{packed.format!r} of shape {packed.shape} needs {codes} bytes of uint8 codes and {scales} int8 scales, "
-            f"but has {tuple(packed.codes.shape)} of {packed.codes.dtype} and {tuple(packed.scales.shape)} of "
+            f"{packed.format!r} of shape {packed.shape} needs {codes} bytes of uint8 codes and {scales} scales of "
+            f"{dtype}, but has {tuple(packed.codes.shape)} of {packed.codes.dtype} and {tuple(packed.scales.shape)} of "
             f"{packed.scales.dtype}"
         )
 

@@ -14,6 +14,8 @@ from weightbank.errors import LayoutError
 from weightbank.zoo.densenet import densenet121
 from weightbank.zoo.lenet import convnet, lenet, mlp3, mlp4
 from weightbank.zoo.mnist import ConvNet, FullyConnected, model_2conv2fc, model_2fc, model_3fc, model_4fc
+from weightbank.zoo.page_files import load_page_network, read_page_vector
+from weightbank.zoo.page_networks import PAGE_NETWORKS, PUBLISHED, PageNetwork
 from weightbank.zoo.preresnet import preresnet20, preresnet164
 from weightbank.zoo.published import load_published
 from weightbank.zoo.resnet import resnet18
@@ -22,12 +24,16 @@ from weightbank.zoo.vgg import vgg11, vgg16, vgg19
 
 __all__ = [
     "MODELS",
+    "PAGE_NETWORKS",
+    "PUBLISHED",
     "ConvNet",
     "FullyConnected",
+    "PageNetwork",
     "build",
     "convnet",
     "densenet121",
     "lenet",
+    "load_page_network",
     "load_published",
     "mlp",
     "mlp3",
@@ -38,6 +44,7 @@ __all__ = [
     "model_4fc",
     "preresnet20",
     "preresnet164",
+    "read_page_vector",
     "resnet18",
     "small_cnn",
     "vgg11",
@@ -69,11 +76,13 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "vgg19bn_cifar10": partial(vgg19, batch_norm=True),
         "preresnet20_cifar10": preresnet20,
         "preresnet164_cifar10": preresnet164,
+        **{f"pages_{name}": network.build for name, network in PAGE_NETWORKS.items()},
     }
 )
 """Name -> builder. A name fixes the input: `model_*` and `*_mnist` take 28x28 grey images, `*_digits` 8x8 grey ones,
 `*_cifar10` 32x32 colour ones, `*_tiny_imagenet` 64x64 colour ones; the last have 200 classes, all others 10. `model_*`
-return log-probabilities, the others logits; `F.cross_entropy` suits both."""
+return log-probabilities, the others logits; `F.cross_entropy` suits both. `pages_*` are the networks described in
+`PAGE_NETWORKS`, which gives the shape of their inputs."""
 
 
 def build(name: str) -> nn.Module:

@@ -1,0 +1,150 @@
+"""From the settings of a low-precision training run to its weights, its average, and their comparison."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from weightbank.cli.augment import CroppedFlipped, normalise
+from weightbank.cli.console import say, say_wrapped, show_json, show_table
+from weightbank.cli.runs import make_task
+from weightbank.cli.training_settings import RUN_FILE, Settings, precision_of
+from weightbank.data import load
+from weightbank.distributions import Moments
+from weightbank.distributions.packed import PackedWeights, pack
+from weightbank.errors import StoreError
+from weightbank.evaluation import Evaluation, evaluate
+from weightbank.formats import Format, Native, format_of
+from weightbank.lowprecision import Attached, Precision, constant_schedule, published_schedule
+from weightbank.lowprecision.points import Evaluating
+from weightbank.sizes import readable
+from weightbank.task import Task, TensorBatches
+from weightbank.training import epochs
+
+CHECKPOINT, AVERAGE, LAST = "checkpoint.safetensors", "average.safetensors", "last.safetensors"
+
+
+def run_new(settings: Settings, directory: Path, *, json: bool) -> None:
+    """Train, average, pack and compare."""
+    if (directory / RUN_FILE).exists():
+        raise StoreError(
+            f"{directory}: there is a run here already; `weightbank train --resume --out {directory}` goes on with it, "
+            "or name another --out"
+        )
+    precision_of(settings)
+    task = prepare(settings)
+    directory.mkdir(parents=True, exist_ok=True)
+    settings.save(directory)
+    _run(settings, task, directory, json=json)
+
+
+def run_again(directory: Path, *, json: bool) -> None:
+    """Go on with the run in a directory."""
+    settings = Settings.load(directory)
+    _run(settings, prepare(settings), directory, json=json)
+
+
+def prepare(settings: Settings) -> Task:
+    """Load the data and build the model."""
+    data = load(settings.data)
+    task = make_task(settings.model, data, seed=settings.seed, batch_size=settings.batch_size, device=settings.device)
+    if settings.normalise:
+        normalise(task)
+    if settings.augment:
+        assert isinstance(task.train, TensorBatches)
+        task.train = CroppedFlipped(task.train)
+    return task
+
+
+def train(settings: Settings, task: Task, attached: Attached, directory: Path | None) -> Moments:
+    """Train to the end and return the average, which holds nothing if the run ends before averaging starts."""
+    optimizer = attached.optimizer(
+        torch.optim.SGD(
+            task.model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    )
+    make = published_schedule if settings.schedule == "published" else constant_schedule
+    factor = make(settings.learning_rate, start=settings.average_from, average_lr=settings.average_learning_rate)
+    average = Moments(task.layout, variance=False)
+    for epoch in epochs(
+        task,
+        optimizer,
+        count=settings.epochs,
+        scheduler=LambdaLR(optimizer, factor),
+        checkpoint=None if directory is None else directory / CHECKPOINT,
+        stateful={"average": average},
+    ):
+        if epoch >= settings.average_from:
+            average.update(task.theta())
+    return average
+
+
+def _run(settings: Settings, task: Task, directory: Path, *, json: bool) -> None:
+    precision = precision_of(settings)
+    if not json:
+        said = ", ".join(f"{name} {format or 'full'}" for name, format in asdict_of(precision).items())
+        say_wrapped(f"{settings.model} on {settings.data}: {task.layout.size:,} weights; {said}.")
+    with precision.attached(task.model) as attached:
+        average = train(settings, task, attached, directory)
+        own = cast("Format | None", precision.weights) or Native("float32")
+        format = own if settings.pack is None else format_of(settings.pack)
+        last = pack(task.theta(), task.layout, own, directory / LAST)
+        rows = _compare(task, attached, "last iterate", task.theta(), last.nbytes)
+        if average.count:
+            mean = average.mean()
+            rows += _compare(task, attached, f"average of {average.count}", mean, mean.nbytes)
+            packed = pack(mean, task.layout, format, directory / AVERAGE)
+            rows += _compare(task, attached, f"average in {_short(format, settings.pack)}", packed, packed.nbytes)
+    if json:
+        document = [
+            {"law": law, "activations": how, "bytes": size, **found.to_dict()} for law, how, size, found in rows
+        ]
+        show_json(
+            {"directory": str(directory), "settings": asdict(settings), "weights": task.layout.size, "laws": document}
+        )
+        return
+    _show(rows, precision)
+    files = f"{directory / LAST}" + (f" and {directory / AVERAGE}" if average.count else "")
+    say(f"Weights without BatchNorm statistics in {files}.")
+
+
+def asdict_of(precision: Precision) -> dict[str, Format | None]:
+    """The six formats by name."""
+    return {field.name: getattr(precision.formats, field.name) for field in fields(precision.formats)}
+
+
+Row = tuple[str, str, int, Evaluation]
+
+
+def _compare(task: Task, attached: Attached, name: str, law: torch.Tensor | PackedWeights, size: int) -> list[Row]:
+    """One law with activations as in training, and in full precision; BatchNorm statistics are its own each time."""
+    found: list[Row] = []
+    theta = law.mean() if isinstance(law, PackedWeights) else law
+    quantized = any(chosen.activations is not None for chosen in attached.formats.values())
+    ways: list[tuple[Evaluating, str]] = [("keep", "quantized")] if quantized else []
+    for mode, how in [*ways, ("off", "full")]:
+        with attached.evaluating(mode):
+            found.append((name, how, size, evaluate(task, theta.to(task.device))))
+    return found
+
+
+def _show(rows: list[Row], precision: Precision) -> None:
+    cells = []
+    for law, how, size, found in rows:
+        accuracy, nll = found.accuracy, found.nll
+        spread = 0.0 if accuracy.stderr is None else accuracy.stderr
+        error = f"{100 * (1 - accuracy.mean):.2f}±{100 * spread:.2f}"
+        cells.append([law, how, error, f"{nll.mean:.4f}", readable(size)])
+    show_table(["weights", "activations", "test error %", "NLL", "bytes"], cells)
+    say(f"{len(rows[0][3].targets):,} test examples, ± one standard error over examples; one training run.")
+    if precision.activations is not None:
+        say_wrapped("Compare lines of equal activations: the others differ in more than the weights.")
+
+
+def _short(format: Format, given: str | None) -> str:
+    return given if given is not None else f"{format.bits_per_weight:.3g} bits"
