@@ -1,8 +1,6 @@
 import json
 import math
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -470,16 +468,3 @@ def test_ctrl_c_says_how_to_go_on_and_the_sweep_does(run: Callable[..., Any], tm
     run(*arguments, "-o", "whole")
     run(*arguments, "-o", "parts")
     assert (tmp_path / "parts" / "sweep.json").read_bytes() == (tmp_path / "whole" / "sweep.json").read_bytes()
-
-
-@pytest.mark.slow
-def test_the_page_on_noisy_devices_runs_as_it_stands(run: Callable[..., Any]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "noisy-devices.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 5
-    exec("\n".join(blocks), {})
-    (commands,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
-    for line in commands.splitlines():
-        program, group, *arguments = shlex.split(line, comments=True)
-        assert (program, group) == ("weightbank", "cim")
-        assert run(*arguments).stdout

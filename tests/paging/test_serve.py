@@ -1,3 +1,4 @@
+import copy
 import gc
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def serve_while(pool: Pool, edit: Callable[[], object], seconds: float, threads:
     seen: set[int] = set()
     answers = [0] * threads
     expected: dict[tuple[int, str], Tensor] = {}
-    models = {task.name: task for task in pooled.tasks()}
+    models = copy.deepcopy({task.name: task for task in pooled.tasks()})
     lock = threading.Lock()
     stop = threading.Event()
 
@@ -152,10 +153,9 @@ def serve_while(pool: Pool, edit: Callable[[], object], seconds: float, threads:
                     found = net(INPUTS)
                     with lock:
                         known = expected.get((generation.number, name))
-                    if known is None:
-                        tenant = generation.tenant(name)
-                        known = models[name].predict(generation.theta(name), INPUTS, buffers=tenant.rest)
-                        with lock:
+                        if known is None:  # while nobody else has another generation's weights in this model
+                            rest = generation.tenant(name).rest
+                            known = models[name].predict(generation.theta(name), INPUTS, buffers=rest)
                             expected[generation.number, name] = known
                             seen.add(generation.number)
                     if not torch.equal(found, known):
@@ -172,6 +172,8 @@ def serve_while(pool: Pool, edit: Callable[[], object], seconds: float, threads:
         edit()
         while time.monotonic() < end:
             edit()
+        while pool.generation.number not in seen and time.monotonic() < end + 10:
+            time.sleep(0.01)  # until somebody has used the last one
     finally:
         stop.set()
         for reader in readers:

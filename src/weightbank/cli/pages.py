@@ -105,7 +105,9 @@ def tune_command(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Tune these; others are held by a penalty. Repeat it.")
     ] = None,
-    hold: Annotated[float, typer.Option(min=0.0, help="The weight of that penalty.")] = 10.0,
+    hold: Annotated[
+        float | None, typer.Option(min=0.0, help="The weight of that penalty: 100, or 10 of the published one.")
+    ] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Steps between two checks; a tenth of all.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Kept at each check; a stopped run goes on from it.")] = None,
     models: Models = None,

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from weightbank.paging.pool import Pool
 
 Tasks: TypeAlias = Sequence[Task] | Mapping[str, Task]
-HOLD = 10.0
+HOLD, LAMBDA = 100.0, 10.0
+"""Of tying: three measured networks kept what they had at 100 (with anchors), and lost up to half of it at 10. λ of the
+published method."""
 _KIND = "weightbank tuning 1"
 
 
@@ -88,7 +90,7 @@ def tune(
     targets: Mapping[str, float] | None = None,
     shares: Mapping[str, float] | None = None,
     validation: Mapping[str, Source] | None = None,
-    hold: float = HOLD,
+    hold: float | None = None,
     anchors: Mapping[str, Tensor] | None = None,
     every: int | None = None,
     retries: int = 1,
@@ -108,7 +110,8 @@ def tune(
     data are never read. Every `every` steps all tasks are measured there. Of the candidates that are finite and where
     none lost more than its tolerance (and one standard error) against the pool as it was, the one with the largest mean
     gain is committed. If there is none, the pool stays, those who lost get free positions for their most important
-    tensors or pages, where there are any, and all is tried again, `retries` times.
+    tensors or pages, where there are any, and all is tried again, `retries` times. Tenants without a task are held, not
+    measured.
 
     Args:
         pool: what to tune.
@@ -122,7 +125,8 @@ def tune(
         shares: by tenant, the weight of its loss; 1 if not named.
         validation: by tenant, data to judge by instead of held-back training data. Never pass test data.
         hold: tenants without a task are held at their weights w₀ by hold · Σ F (w - w₀)², F of the median mean
-            curvature of all tenants: the same for each, however sure of itself. Also λ of the published penalty.
+            curvature of all tenants: the same for each, however sure of itself; 100 by default. More holds them
+            better and costs the others. Of the published penalty: λ, 10 by default.
         anchors: by tenant without a task, its w₀, shape (P,); by default those that the pool holds, which sharing has
             moved already if the tenant was added since the last tuning.
         every: steps between two checks; by default a tenth of them.
@@ -140,6 +144,7 @@ def tune(
     """
     start = time.monotonic()
     every = max(1, steps // 10) if every is None else every
+    hold = (HOLD if method == "tied" else LAMBDA) if hold is None else hold
     if steps < 1 or every < 1 or retries < 0 or not lr > 0 or rounds < 1 or hold < 0:
         raise DataError(
             f"steps={steps}, every={every}, retries={retries}, rounds={rounds}, lr={lr}, hold={hold}; wanted at least "
