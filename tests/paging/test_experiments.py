@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,13 +67,18 @@ def test_sharing_with_nobody_changes_nothing(members):
     assert row["held"] is False
 
 
-def test_tuning_brings_back_what_sharing_cost_and_held_networks_have_no_accuracy(members):
+def test_tuning_brings_back_what_sharing_cost(members):
+    rows = list(share(members[:2], replace(SETUP, steps=80)))
+    assert [row["network"] for row in rows] == ["net-0", "net-1"]
+    lost = sum(row["alone"] - row["placed"] for row in rows)
+    assert lost > 0.1
+    assert sum(row["alone"] - row["tuned"] for row in rows) < 0.5 * lost
+
+
+def test_held_networks_have_no_accuracy(members):
     rows = list(share(members, SETUP))
-    assert [row["network"] for row in rows] == ["net-0", "net-1", "net-2"]
-    for row in rows[:2]:
-        assert row["tuned"] >= row["placed"]
-        assert row["finite"] is True
     assert rows[2] | {"held": True, "alone": None, "placed": None, "tuned": None} == rows[2]
+    assert all(row["finite"] is True for row in rows)
 
 
 def test_numbers_of_networks_are_those_there_are_and_the_memory_stays(members):

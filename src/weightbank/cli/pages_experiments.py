@@ -70,9 +70,9 @@ def run_command(
     steps: Annotated[int, typer.Option(min=1, help="Of tuning; each with a minibatch of every network.")] = 1000,
     every: Annotated[int | None, typer.Option(min=1, help="Steps between two checks; a tenth of all.")] = None,
     hold: Annotated[
-        float,
-        typer.Option(min=0, help="The weight λ of the penalty: of the published method, and of networks without data."),
-    ] = 10.0,
+        float | None,
+        typer.Option(min=0, help="How strongly networks without data are held (100), or λ of the penalty method (10)."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of the published method: how often the turn goes round.")] = 20,
     lr: Annotated[float, typer.Option(help="The first learning rate of Adam.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of places, the order of data, and what is held back.")] = 0,

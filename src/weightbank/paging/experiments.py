@@ -66,7 +66,7 @@ class Setup:
         steps: of tuning; for the penalty method per network, in all rounds.
         lr: the first learning rate.
         method: of tuning, see `tune`.
-        hold: λ, the weight of the penalty.
+        hold: how strongly networks without data are held, or λ of the penalty method; None as in `tune`.
         rounds: of the method "joint".
         every: steps between two measurements; a tenth of all by default.
         seed: of places, data order and held-back data.
@@ -79,7 +79,7 @@ class Setup:
     steps: int = 1000
     lr: float = 1e-3
     method: Method = "tied"
-    hold: float = 10.0
+    hold: float | None = None
     rounds: int = 20
     every: int | None = None
     seed: int = 0
@@ -125,6 +125,7 @@ def tune_all(pool: Pool, members: Sequence[Member], setup: Setup) -> Tuned:
         method=setup.method,
         tolerance=math.inf,
         hold=setup.hold,
+        anchors={member.name: member.theta for member in members if member.held},
         rounds=setup.rounds,
         every=setup.every,
         retries=0,

@@ -97,6 +97,10 @@ def keep_private(pool: Pool, weights: Mapping[str, Tensor], extents: Sequence[tu
         for name, tenant in draft.tenants.items():
             tenant.placement.add(moment, importance_kept(tenant) * own[name])
         draft.values = torch.where(precision > 0, moment / precision, 0.0)
+        alone = draft.occupants() == 1  # there the mean is the weight, but for its rounding
+        for name, tenant in draft.tenants.items():
+            there = tenant.placement.gather(draft.values)
+            tenant.placement.put(draft.values, torch.where(tenant.placement.gather(alone), own[name], there))
 
 
 def _padded(pool: Pool, length: int) -> int:
