@@ -1,20 +1,20 @@
 """Number formats against the same formats of torchao and qtorch: values first, then speed.
 
-    python benchmarks/peers_formats.py [--quick] [--compile]
+    python benchmarks/peers_formats.py [--quick]
 
 torchao (prototype.mx_formats, scale rule "floor") has the OCP Microscaling floats. Both round 24,576 blocks of 32:
-normal numbers, many magnitudes, scales down to the least, ties, elements beyond the largest, zeros. Who is right is
-asked of the standard (section 6.3) in float64. Known: torchao divides blocks whose scale is 2^-127 by 2^-126 (a limit
-of its GPU compiler, it says), so half their value is lost; and it keeps the sign of zeros, which we do not store.
-qtorch has blocks of 8-bit codes, but rounds ties up, so that codes may differ by one. Speed: a tensor of 128 x 64 x
-32 x 32 float32, one thread, CPU milliseconds, contenders in turns, the least of the repeats.
+normal numbers, many magnitudes, scales down to the least, ties, elements beyond the largest, zeros. The standard
+(section 6.3), in float64, says who is right. Known: torchao divides blocks whose scale is 2^-127 by 2^-126 (a limit of
+its GPU compiler, it says), so half their value is lost; it keeps the sign of zeros, and ours have none. qtorch rounds
+ties up, and adds 6 * 2^E in float32 first, so that what lies within 2^-16 of a tie may go either way: one code apart.
+
+torchao runs eagerly: torch.compile has no type for its scales on a CPU. "out=" is a given buffer, which no peer takes.
 
 The peers are no dependencies, and one that cannot be imported takes no part. They want an environment of their own
 (qtorch compiles its loops when first imported: a C++ compiler, and half a minute or more):
 
-    python -m venv peers
-    peers/bin/pip install torch==2.13.0
-    peers/bin/pip install --constraint constraints.txt . torchao==0.18.0 qtorch==0.3.0 ninja setuptools
+    python -m venv peers && peers/bin/pip install torch==2.13.0
+    peers/bin/pip install --constraint constraints.txt --editable . torchao==0.18.0 qtorch==0.3.0 ninja setuptools
     PATH=$PWD/peers/bin:$PATH python benchmarks/peers_formats.py
 """
 
@@ -23,8 +23,9 @@ import importlib
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise, product
 from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,8 +48,7 @@ ELEMENTS = {  # name, element of torchao, mantissa bits, bias of the exponent, h
 def peer(name: str) -> ModuleType | None:
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # the last two: what it compiles does not compile
         print(f"{name} takes no part: {str(error).splitlines()[0]}")
         return None
@@ -63,15 +63,14 @@ def hard_blocks(count: int) -> Tensor:
 
     uniform = torch.rand(3, count, 32, generator=draw, dtype=torch.float64)
     sign = whole(0, 2) * 2 - 1
-    kinds = [
+    return torch.cat([
         torch.randn(count, 32, generator=draw),
         sign * (1 + uniform[0]) * 2 ** (whole(-100, 128, 1) - whole(0, 13)),
         sign * (1 + uniform[1]) * 2 ** (whole(-149, -104, 1) - whole(0, 13)),  # the least scales, and subnormals
         whole(-63, 64) * 2 ** (whole(-100, 100, 1) - 5),  # ties
         sign * (2 - uniform[2] / 4 - 1e-7) * 2 ** (whole(-100, 128, 1) - whole(0, 2)),  # up to the largest float
         sign * whole(0, 2) * whole(0, 2, 1),  # zeros and ones, or zeros only
-    ]
-    return torch.cat(kinds).float()
+    ]).float()  # fmt: skip
 
 
 def standard(x: Tensor, mantissa: int, bias: int, count: int) -> tuple[Tensor, Tensor]:
@@ -82,80 +81,68 @@ def standard(x: Tensor, mantissa: int, bias: int, count: int) -> tuple[Tensor, T
     shared = torch.frexp(x.abs().amax(1).double()).exponent - torch.frexp(numbers[-1]).exponent
     exponent = torch.where((x == 0).all(1), -127, shared.clamp(-127, 127))
     scale = 2.0 ** exponent[:, None].double()
-    scaled = x.double().abs() / scale
-    above = torch.searchsorted(numbers, scaled).clamp(1, count - 1)
-    to_above, to_below = numbers[above] - scaled, scaled - numbers[above - 1]
-    up = (to_above < to_below) | ((to_above == to_below) & (above % 2 == 0))
-    return exponent + 127, numbers[above - (~up).long()] * scale * x.sign()
+    above = torch.searchsorted(numbers, scaled := x.double().abs() / scale).clamp(1, count - 1)
+    further = (numbers[above] - scaled) - (scaled - numbers[above - 1])
+    below = (further > 0) | ((further == 0) & (above % 2 == 1))
+    return exponent + 127, numbers[above - below.long()] * scale * x.sign()
 
 
-def torchao_values(ao: ModuleType, element: torch.dtype | str) -> Callable[[Tensor], Tensor]:
-    return lambda x: ao.to_dtype(*reversed(ao.to_mx(x, element, 32)), element, 32, torch.float32)
+def torchao_values(ao: ModuleType, element: object, x: Tensor) -> Tensor:
+    return ao.to_dtype(*reversed(ao.to_mx(x, element, 32)), element, 32, torch.float32)
 
 
 def compare_torchao(ao: ModuleType, count: int) -> None:
     x = hard_blocks(count)
-    rows = [
-        ("format", "differ", "in blocks of 2^-127", "others", "scales", "signs of 0", "ours wrong", "torchao wrong")
-    ]
+    rows = [("format", "differ", "blocks of 2^-127", "others", "scales", "signs of 0", "ours wrong", "torchao wrong")]
     for name, (element, *grid) in ELEMENTS.items():
-        fmt, (scales, wanted) = format_of(name), standard(x, *grid)
-        ours, theirs, bytes_of = fmt.quantize(x), torchao_values(ao, element)(x), ao.to_mx(x, element, 32)[0]
+        (scales, wanted), stored = standard(x, *grid), format_of(name).pack(x).scales
+        ours, theirs = format_of(name).quantize(x), torchao_values(ao, element, x)
         differ, least = ours != theirs, (scales == 0)[:, None]
         signs = ~differ & (ours.signbit() != theirs.signbit())
-        scales_differ = (fmt.pack(x).scales != bytes_of.view(torch.uint8).view(-1)) | (fmt.pack(x).scales != scales)
-        found = (differ, differ & least, differ & ~least, scales_differ, signs, ours != wanted, theirs != wanted)
+        bytes_differ = (stored != ao.to_mx(x, element, 32)[0].view(torch.uint8).view(-1)) | (stored != scales)
+        found = (differ, differ & least, differ & ~least, bytes_differ, signs, ours != wanted, theirs != wanted)
         rows.append((name, *(f"{int(which.sum()):,}" for which in found)))
     table(f"{x.numel():,} values to nearest: how many differ from torchao's, and from the standard's", rows)
 
 
-def least_times(works: list[Callable[[], object]], repeats: int) -> list[float]:
-    """CPU milliseconds of each, the least of its turns, after one to warm up."""
-    taken: list[list[float]] = []
+def least_time(work: Callable[[], object], repeats: int) -> float:
+    """CPU milliseconds, the least of the repeats after one to warm up."""
+    clock = [time.thread_time()]
     for _ in range(repeats + 1):
-        taken.append([])
-        for work in works:
-            start = time.thread_time()
-            work()
-            taken[-1].append(1e3 * (time.thread_time() - start))
-    return [min(times) for times in zip(*taken[1:], strict=True)]
+        work()
+        clock.append(time.thread_time())
+    return 1e3 * min(later - earlier for earlier, later in pairwise(clock[1:]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the blocks and of the tensor, two repeats")
-    parser.add_argument("--compile", action="store_true", help="time torchao under torch.compile instead of eager")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    repeats, part = (2, 8) if chosen.quick else (7, 1)
+    repeats, part = (2, 8) if chosen.quick else (9, 1)
     x = torch.randn(128 // part, 64, 32, 32, generator=torch.Generator().manual_seed(0))
-    out, word, cases, codes = torch.zeros_like(x), key(0, "activation", 1), [], []
+    out, word, cases, codes = torch.zeros_like(x), key(0, "x", 1), [], []
     if ao := peer("torchao.prototype.mx_formats.mx_tensor"):
         compare_torchao(ao, 4096 // part)
         for name, (element, *_) in ELEMENTS.items():
-            work = torchao_values(ao, element)
-            work = torch.compile(work) if chosen.compile else work
-            cases.append((f"torchao, {name}", format_of(name), "nearest", lambda work=work: work(x)))
+            theirs = partial(torchao_values, ao, element, x)
+            cases.append((f"torchao, {name}", partial(format_of(name).quantize, x), theirs))
     if qtorch := peer("qtorch.quant"):
-        for rounding in ("nearest", "stochastic"):
-            for dim, fmt in ((-1, BlockFloatingPoint(8)), (0, BlockFloatingPoint(8, Per(0)))):
-                name = f"qtorch, {rounding}, {'one block' if dim < 0 else 'dim 0'}"
-                work = lambda dim=dim, rounding=rounding: qtorch.block_quantize(x, 8, dim=dim, rounding=rounding)  # noqa: E731
-                cases.append((name, fmt, rounding, work))
-                steps = 2.0 ** (fmt.pack(x).scales.float() - 6).view(-1, 1, 1, 1)
-                apart = ((fmt.quantize(x, rounding=rounding, key=word) - work()) / steps).abs()
-                codes.append((name, *(f"{int(n.sum()):,}" for n in (apart == 0, apart == 1, apart > 1))))
+        for rounding, dim in product(("nearest", "stochastic"), (-1, 0)):
+            fmt, name = BlockFloatingPoint(8, None if dim < 0 else Per(0)), "one block" if dim < 0 else "dim 0"
+            ours = partial(fmt.quantize, x, rounding=rounding, key=word)
+            theirs = partial(qtorch.block_quantize, x, 8, dim=dim, rounding=rounding)
+            cases.append((f"qtorch, {rounding}, {name}", ours, theirs))
+            apart = ((ours() - theirs()) * 2.0 ** (6 - fmt.pack(x).scales.float()).view(-1, 1, 1, 1)).abs()
+            codes.append((cases[-1][0], *(f"{int(n.sum()):,}" for n in (apart == 0, apart == 1, apart > 1))))
         table(f"8-bit codes of {x.numel():,} values", [("peer", "as ours", "one apart", "further apart"), *codes])
 
     rows = [("peer", "ours, out=", "ours", "peer", "peer / ours, out=")]
-    for name, fmt, rounding, work in cases:
-        into, fresh = (
-            lambda to=to, fmt=fmt, rounding=rounding: fmt.quantize(x, rounding=rounding, key=word, out=to)
-            for to in (out, None)
-        )
-        times = least_times([into, fresh, work], repeats)
+    for name, ours, theirs in cases:
+        times = [least_time(each, repeats) for each in (partial(ours, out=out), ours, theirs)]
         rows.append((name, *(f"{ms:.2f}" for ms in times), f"{times[2] / times[0]:.1f}"))
-    table(f"CPU milliseconds for {x.numel():,} float32, one thread", rows)
+    if cases:
+        table(f"CPU milliseconds for {x.numel():,} float32, one thread, least of {repeats} in a row", rows)
 
 
 if __name__ == "__main__":
