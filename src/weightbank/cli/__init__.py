@@ -3,6 +3,8 @@
 import typer
 
 from weightbank.cli import cim, pages, posterior
+from weightbank.cli import inspect as inspect_
+from weightbank.cli import report as report_
 from weightbank.cli.console import Commands
 from weightbank.cli.tour import tour
 from weightbank.cli.train import EXAMPLES, train
@@ -20,3 +22,5 @@ app.add_typer(cim.app, name="cim")
 app.add_typer(pages.app, name="pages")
 app.command(epilog=EXAMPLES)(train)
 app.command(epilog="Example:\n\nweightbank tour --seed 1")(tour)
+app.command(epilog=report_.EXAMPLES)(report_.report)
+app.command(epilog=inspect_.EXAMPLES)(inspect_.inspect)

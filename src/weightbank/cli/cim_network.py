@@ -155,7 +155,7 @@ def _task(model: str, wanted: Wanted, data: str | None = None) -> Task:
     return task
 
 
-def _own(name: str, wanted: Wanted) -> Task:
+def called(name: str) -> torch.nn.Module | Task:
     """What the function of `module:function`, in a file of the present directory, returns."""
     module, _, function = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
@@ -165,12 +165,17 @@ def _own(name: str, wanted: Wanted) -> Task:
         raise DataError(f"{name}: {error}; wanted FILE:FUNCTION with FILE.py in this directory") from error
     finally:
         sys.path.pop(0)
+    if not isinstance(made, Task | torch.nn.Module):
+        raise DataError(f"{name} returned a {type(made).__name__}; wanted a weightbank.Task or a torch.nn.Module")
+    return made
+
+
+def _own(name: str, wanted: Wanted) -> Task:
+    made = called(name)
     if isinstance(made, Task):
         if wanted.data is not None:
             raise DataError(f"{name} returns a Task, which has data; leave out --data {wanted.data}")
         return made
-    if not isinstance(made, torch.nn.Module):
-        raise DataError(f"{name} returned a {type(made).__name__}; wanted a weightbank.Task or a torch.nn.Module")
     return image_task(made.to(wanted.device), load(wanted.data or "digits"), wanted.seed)
 
 

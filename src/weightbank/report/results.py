@@ -180,7 +180,9 @@ def load_result(path: str | Path) -> Result:
 def kind_of(document: Any, where: str = "this document") -> Kind:
     """Which command printed a document; `DataError` if none did, or it has too many values."""
     if not isinstance(document, dict):
-        raise DataError(f"{where}: a JSON {type(document).__name__}; wanted the object that a command prints with --json")
+        raise DataError(
+            f"{where}: a JSON {type(document).__name__}; wanted the object that a command prints with --json"
+        )
     items = _count(document, 0, where)
     if items > MOST_ITEMS:
         raise DataError(f"{where}: {items:,} values; a result has at most {MOST_ITEMS:,}")

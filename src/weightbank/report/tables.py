@@ -1,5 +1,6 @@
 """Any result as tables of text: facts by name, and a row for each of several like things."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -49,7 +50,9 @@ def text_of(value: Any, name: str = "") -> str:
     if isinstance(value, list):
         return ", ".join(text_of(part, name) for part in value) or "none"
     if isinstance(value, dict):
-        return _estimate(value) if _is_estimate(value) else ", ".join(f"{k}: {text_of(v)}" for k, v in value.items())
+        if _is_estimate(value):
+            return _estimate(value)
+        return ", ".join(f"{_name(key)}: {text_of(part)}" for key, part in value.items()) or "none"
     return clipped(str(value), LONGEST_TEXT)
 
 
@@ -120,7 +123,12 @@ def _flat(part: Mapping[str, Any], path: tuple[str, ...], word: str) -> Iterator
 
 
 def _numbered(value: Any) -> dict[str, Any]:
-    return {str(number): part for number, part in enumerate(value, 1)} if isinstance(value, list) else {"value": value}
+    """A line of a list of lists; a place and what was found there have names of their own."""
+    if not isinstance(value, list):
+        return {"value": value}
+    if len(value) == 2 and isinstance(value[1], dict):
+        return {"at": value[0], **value[1]}
+    return {str(number): part for number, part in enumerate(value, 1)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -140,12 +148,16 @@ def _several(value: Mapping[str, Any]) -> list[Any]:
 
 
 def _estimate(value: Mapping[str, Any]) -> str:
-    text = text_of(value["mean"])
-    if value["stderr"] is not None:
-        text += f" ± {text_of(value['stderr'])}"
+    """The mean and its error with as many digits as the error has a meaning for, and the range of the draws."""
+    mean, error, count = value["mean"], value["stderr"], value.get("n")
+    if isinstance(mean, float) and isinstance(error, float) and 0 < error < 1e15 and abs(mean) < 1e15:
+        decimals = min(max(0, 1 - math.floor(math.log10(error))), 12)
+        text = f"{mean:,.{decimals}f} ± {error:,.{decimals}f}"
+    else:
+        text = text_of(mean) + ("" if error is None else f" ± {text_of(error)}")
     if "n" in value:
-        text += f" (n = {text_of(value['n'])}"
-        several = value["n"] != 1 and {"min", "max"} <= value.keys()
+        text += f" (n = {text_of(count)}"
+        several = count != 1 and {"min", "max"} <= value.keys()
         text += f", {text_of(value['min'])} to {text_of(value['max'])})" if several else ")"
     return text
 
