@@ -1,16 +1,16 @@
 """What perturbed weights cost, predicted and measured, and what one budget buys.
 
-    python benchmarks/budget.py                                 # the embedded digits, about half a minute on one core
+    python benchmarks/budget.py                                 # the embedded digits, two minutes on one core
     python benchmarks/budget.py --data mnist:FOLDER
-    python benchmarks/budget.py --figure theory.svg             # measured by predicted, law by law
+    python benchmarks/budget.py --figure theory.svg             # measured by predicted, law by law (* by along)
 
 First, for each law, ½ Σ h E[δ²] with the Gauss-Newton diagonal h of the examples measured, beside the measured rise of
 their mean loss (its standard error over draws; the part of the gradient at θ that averages out, g · (δ - E δ), is taken
-off each draw, which changes nothing but the error). Three columns say where the theory ends: "quadratic" is ½ E[δ' H δ]
-with the whole Hessian, by differences of the loss at θ ± ε δ, so quadratic / predicted is what the diagonal leaves out,
-measured / quadratic what lies beyond second order, and "gradient" is g · E δ. Laws: stochastic and nearest rounding,
-a noisy device with and without write-verify, values shared in a pool (shrunk towards the network's own weights),
-posterior spread (SWAG at several scales), and two together.
+off each draw, which changes nothing but the error). "along" is E[g · δ + ½ δ' G δ] with the whole Gauss-Newton matrix:
+what differs from "predicted" the diagonal and the missing gradient leave out, what differs from "measured" lies beyond
+second order, or in the kinks of ReLU and pooling, which G does not know. Laws: stochastic and nearest rounding, a noisy
+device with and without write-verify, values shared in a pool (shrunk towards the network's own weights), posterior
+spread (SWAG at several scales), and two together.
 
 Then, at equal bytes, formats by tensor against one format for all; and, on a noisy device, `allocate` against the
 ranking of selective write-verify, and bits and cycles as one budget against either alone. Accuracy and NLL on test
@@ -21,7 +21,7 @@ import argparse
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,19 +40,21 @@ from weightbank.budget import (
     measured_increase,
     mixed_precision,
 )
+from weightbank.budget.along import increase_along
 from weightbank.cim import Cells, Chip, benefit, compare, select, select_cells
 from weightbank.cim.spending import bits_and_cycles, cell_options
 from weightbank.curvature import ggn
 from weightbank.data import ImageData, load
 from weightbank.distributions import StreamedDistribution, WeightDistribution
 from weightbank.evaluation import Estimate, evaluate
-from weightbank.formats import BlockFloatingPoint
+from weightbank.formats import BlockFloatingPoint, ByDimensions
 from weightbank.layout import Layout
 from weightbank.report import save_figure
 from weightbank.report.theory import Compared, theory_figure
 from weightbank.zoo import build, mlp, small_cnn
 
-BLOCK = 32
+COUPLED = ("nearest", "pages", "spread, SWAG")
+"""Laws whose errors are no accident of each weight's own."""
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -85,21 +87,18 @@ class Towards:
 @dataclass(frozen=True)
 class Row:
     compared: Compared
-    quadratic: float
-    gradient: float
+    along: float
 
     def cells(self) -> tuple[str, ...]:
         found = self.compared
-        apart = self.quadratic / found.predicted, found.measured.mean / self.quadratic
         return (
             found.law,
             found.setting,
             f"{found.predicted:.3g}",
+            f"{self.along:.3g}",
             found.measured.text,
             f"{found.ratio:.2f}",
-            f"{apart[0]:.2f}",
-            f"{apart[1]:.2f}",
-            f"{self.gradient / found.predicted:+.2f}",
+            f"{found.measured.mean / self.along:.2f}",
             "" if found.within else "outside 1.5",
         )
 
@@ -144,12 +143,9 @@ def compared(task: Task, h: Tensor, g: Tensor, name: str, setting: str, law: Wei
     rises = measured_increase(task, law, samples, theta=theta, generator=seeded()).values
     slopes = [float(g.double() @ (draw - theta).double()) for draw in drawn(law, samples, seeded())]
     measured = Estimate.of(rise - slope + bias for rise, slope in zip(rises, slopes, strict=True))
-    step = min(1.0, (2e-4 / predicted) ** 0.5)
-    both = [
-        measured_increase(task, Towards(theta, law, side * step), samples, theta=theta, generator=seeded()).mean
-        for side in (1, -1)
-    ]
-    return Row(Compared(name, setting, predicted, measured), sum(both) / (2 * step**2), bias)
+    along = increase_along(task, law, samples, theta=theta, generator=seeded()).values
+    taken = Estimate.of(each - slope + bias for each, slope in zip(along, slopes, strict=True))
+    return Row(Compared(name, setting, predicted, measured), taken.mean)
 
 
 def laws(task: Task, h: Tensor, data: ImageData, seed: int) -> Iterator[tuple[str, str, WeightDistribution]]:
@@ -157,9 +153,9 @@ def laws(task: Task, h: Tensor, data: ImageData, seed: int) -> Iterator[tuple[st
     theta, layout = task.theta(), task.layout
     point = Point(theta, layout)
     for bits in range(8, 1, -1):
-        yield "rounding", f"{bits} bits", Rounded(point, BlockFloatingPoint(bits, block=BLOCK), "stochastic")
+        yield "rounding", f"{bits} bits", Rounded(point, BlockFloatingPoint(bits, block=ByDimensions()), "stochastic")
     for bits in range(8, 1, -1):
-        yield "nearest", f"{bits} bits", Rounded(point, BlockFloatingPoint(bits, block=BLOCK))
+        yield "nearest", f"{bits} bits", Rounded(point, BlockFloatingPoint(bits, block=ByDimensions()))
     sigmas = (0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 1.0)
     for sigma in sigmas:
         yield "device", f"sigma {sigma:g}", program(task, Device(sigma=sigma))
@@ -176,7 +172,7 @@ def laws(task: Task, h: Tensor, data: ImageData, seed: int) -> Iterator[tuple[st
     for scale in (0.01, 0.1, 0.5, 2.0, 8.0, 32.0):
         yield "spread, SWAG", f"scale {scale:g}", moved(moments.gaussian(scale=scale), theta)
     for bits, sigma in ((8, 0.03), (6, 0.06), (5, 0.1), (4, 0.2), (4, 0.3), (3, 0.5)):
-        rounded = Rounded(point, BlockFloatingPoint(bits, block=BLOCK), "stochastic")
+        rounded = Rounded(point, BlockFloatingPoint(bits, block=ByDimensions()), "stochastic")
         yield (
             "together",
             f"{bits} bits, sigma {sigma:g}",
@@ -239,7 +235,7 @@ def recorded(task: Task, data: ImageData) -> Moments:
 
 
 def theory(tasks: list[Task], data: ImageData, chosen: argparse.Namespace) -> None:
-    head = ("law", "setting", "predicted", "measured", "ratio", "quadr./pred.", "meas./quadr.", "gradient/pred.", "")
+    head = ("law", "setting", "predicted", "along", "measured", "/ predicted", "/ along", "")
     for number, task in enumerate(tasks):
         h, g = ggn(task), gradient(task)
         rows = [compared(task, h, g, *law, chosen.samples) for law in laws(task, h, data, number)]
@@ -248,11 +244,16 @@ def theory(tasks: list[Task], data: ImageData, chosen: argparse.Namespace) -> No
             f"{task.name}: {task.layout.size:,} weights, mean loss {loss / chosen.examples:.4f} on {chosen.examples:,}"
         )
         table(title, [head, *(row.cells() for row in rows)])
-        for law in dict.fromkeys(row.compared.law for row in rows):
-            some = sorted((row.compared for row in rows if row.compared.law == law), key=lambda each: each.predicted)
-            print(f"  {law}: {reach(some)}")
+        diagonal = [row.compared for row in rows]
+        whole = [replace(row.compared, predicted=row.along) for row in rows if row.along > 0]
+        for law in dict.fromkeys(point.law for point in diagonal):
+            for name, points in (("predicted", diagonal), ("along", whole)):
+                some = sorted((point for point in points if point.law == law), key=lambda point: point.predicted)
+                print(f"  {law}, {name}: {reach(some)}")
         if chosen.figure is not None and number == 0:
-            save_figure(theory_figure([row.compared for row in rows], title=task.name), chosen.figure)
+            shown = [point for point in diagonal if point.law not in COUPLED]
+            shown += [replace(point, law=f"{point.law} *") for point in whole if point.law in COUPLED]
+            save_figure(theory_figure(shown, title=f"{task.name}, * along"), chosen.figure)
 
 
 def reach(some: list[Compared]) -> str:
@@ -274,26 +275,42 @@ def per_example(task: Task, law: WeightDistribution) -> tuple[Tensor, Tensor]:
     return -true.clamp(min=1e-12).log(), (found.probabilities.argmax(1) == found.targets).double()
 
 
-def mixed(tasks: list[Task]) -> None:
-    """One format for all tensors against the best mix within its bytes."""
-    rows = [("network", "bytes", "uniform", "nll", "mix", "nll", "nll saved", "accuracy gained", "mix")]
-    for task in tasks:
-        theta, layout, h = task.theta(), task.layout, ggn(task)
-        formats = [BlockFloatingPoint(bits, block=BLOCK) for bits in range(2, 9)]
-        options = format_options(theta, layout, h, formats)
-        for way, bits in ((0, 2), (1, 3), (2, 4)):
-            budget = float(options.costs["bytes"][:, way].sum())
-            chosen = mixed_precision(theta, layout, h, bytes=budget, formats=formats)
-            pieces = {name: Rounded(Point(theta, layout), format) for name, format in chosen.items()}
-            one = per_example(task, Rounded(Point(theta, layout), formats[way]))
-            other = per_example(task, Patchwork(layout, pieces))
-            saved, gained = Estimate.over(one[0] - other[0]), Estimate.over(other[1] - one[1])
-            mix = "-".join(str(format.bits) for format in chosen.values())
-            nll = [f"{float(each[0].mean()):.3f}" for each in (one, other)]
-            rows.append(
-                (task.name, f"{budget:,.0f}", f"{bits} bits", nll[0], "mixed", nll[1], saved.text, gained.text, mix)
-            )
-    table("mixed precision at the bytes of one format", rows)
+def by_rows(layout: Layout) -> Layout:
+    """The same vector with every output channel a tensor of its own."""
+    rows = nn.Module()
+    for entry in layout.entries:
+        count = entry.shape[0] if len(entry.shape) > 1 else 1
+        for row in range(count):
+            name = f"{entry.name.replace('.', '_')}_{row}"
+            rows.register_parameter(name, nn.Parameter(torch.empty(entry.size // count, device="meta")))
+    return Layout.of(rows)
+
+
+def mixed(kinds: dict[str, list[Task]]) -> None:
+    """One format for all tensors against the best mix within its bytes, format by tensor and format by row."""
+    rows = [("network", "bytes", "uniform", "nll", "mixed by", "nll", "nll saved", "accuracy gained", "mean bits")]
+    formats = [BlockFloatingPoint(bits, block=ByDimensions()) for bits in range(2, 9)]
+    for kind, tasks in kinds.items():
+        scores = [ggn(task) for task in tasks]
+        for bits in (3, 4, 5):
+            for name in ("tensor", "row"):
+                found, means = [], []
+                for task, h in zip(tasks, scores, strict=True):
+                    theta, one = task.theta(), Point(task.theta(), task.layout)
+                    budget = float(format_options(theta, task.layout, h, formats).costs["bytes"][:, bits - 2].sum())
+                    layout = task.layout if name == "tensor" else by_rows(task.layout)
+                    named = len(layout.entries)  # bytes that tell the formats
+                    chosen = mixed_precision(theta, layout, h, bytes=budget - named, formats=formats)
+                    laws = {each: Rounded(Point(theta, layout), format) for each, format in chosen.items()}
+                    after = Point(Patchwork(layout, laws).mean(), task.layout)
+                    found.append((*per_example(task, Rounded(one, formats[bits - 2])), *per_example(task, after)))
+                    means.append(sum(chosen[e.name].bits * e.size for e in layout.entries) / layout.size)
+                nll, right, after_nll, after_right = (torch.stack(part).mean(0) for part in zip(*found, strict=True))
+                saved, gained = Estimate.over(nll - after_nll), Estimate.over(after_right - right)
+                cells = (f"{float(nll.mean()):.3f}", name, f"{float(after_nll.mean()):.3f}", saved.text, gained.text)
+                rows.append((kind, f"{budget:,.0f}", f"{bits} bits", *cells, f"{sum(means) / len(means):.2f}"))
+    title = f"mixed precision at the bytes of one format, {len(tasks)} networks each, paired by test example"
+    table(title, rows)
 
 
 def cycles(tasks: list[Task], passes: int) -> None:
@@ -340,31 +357,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="mnist:FOLDER, parquet:FOLDER, or digits")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--train", type=int, default=20_000, help="training examples, at most")
     parser.add_argument("--examples", type=int, default=1_000, help="training examples that losses are measured on")
     parser.add_argument("--batch", type=int, default=25, help="test examples to a chip")
     parser.add_argument("--samples", type=int, default=12, help="draws of each law")
     parser.add_argument("--passes", type=int, default=2, help="over the test data, for chips")
+    parser.add_argument("--seeds", type=int, default=3, help="networks of each kind, for mixed precision")
     parser.add_argument("--parts", nargs="+", default=["theory", "mixed", "cycles"])
     parser.add_argument("--figure", type=Path, help="draw measured by predicted there (.svg or .png)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    data = load(chosen.data)
-    tasks = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        if chosen.data == "digits":
-            model = [lambda: mlp(64, 48, 32, 24, 10), lambda: small_cnn(1, 8, batch_norm=False)][seed]()
-        else:
-            model = [lambda: mlp(data.train[0][0].numel(), 48, 32, 24, 10), lambda: build("lenet_mnist")][seed]()
-        tasks.append(trained(["mlp", "convolutions"][seed], model, data, chosen))
-    for task in tasks:
-        print(f"{task!r}: test accuracy {evaluate(task, task.theta(), batch_norm='keep').accuracy.text}")
+    data, small = load(chosen.data), chosen.data == "digits"
+    data = replace(data, train=tuple(part[: chosen.train] for part in data.train))
+    kinds = {"mlp": lambda: mlp(data.train[0][0].numel(), 48, 32, 24, 10)}
+    kinds["convolutions"] = lambda: small_cnn(1, 8, batch_norm=False) if small else build("lenet_mnist")
+    tasks = {}
+    for kind, make in kinds.items():
+        tasks[kind] = []
+        for seed in range(chosen.seeds):
+            torch.manual_seed(seed)
+            task = trained(kind, make(), data, chosen)
+            tasks[kind].append(task)
+            print(f"{task!r}: test accuracy {evaluate(task, task.theta(), batch_norm='keep').accuracy.text}")
+    first = [some[0] for some in tasks.values()]
     if "theory" in chosen.parts:
-        theory(tasks, data, chosen)
+        theory(first, data, chosen)
     if "mixed" in chosen.parts:
         mixed(tasks)
     if "cycles" in chosen.parts:
-        cycles(tasks, chosen.passes)
+        cycles(first, chosen.passes)
 
 
 if __name__ == "__main__":

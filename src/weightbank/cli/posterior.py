@@ -18,8 +18,6 @@ app = typer.Typer(
 
 KEEP_HELP = "Rows to keep: all, window:20 (the newest 20) or sketch:50 (50 that stand for all)."
 FORMAT_HELP = "How a row is stored: fp32, bf16, fp16, bfp8, bfp6, bfp5, bfp4 (blocks), mxfp8_e4m3, mxfp4_e2m1 ..."
-    "How a row is stored: fp32, bf16, fp16, bfp8, bfp6, bfp5, bfp4 (blocks), mxfp8_e4m3, mxfp6_e2m3, mxfp4_e2m1, ..."
-)
 
 
 class Rule(StrEnum):

@@ -8,8 +8,10 @@ from weightbank.paging.placement import Extent, Placement
 from weightbank.paging.pool import Pool
 from weightbank.paging.published import place_published
 from weightbank.paging.report import Report
+from weightbank.paging.spending import keep_private, private_options
 from weightbank.paging.statistics import Shared
 from weightbank.paging.tenant import TenantLaw
+from weightbank.paging.through import Through, memory_layout, memory_of
 from weightbank.paging.tune import Tuned, tune
 
 __all__ = [
@@ -20,13 +22,18 @@ __all__ = [
     "Score",
     "Shared",
     "TenantLaw",
+    "Through",
     "Tuned",
     "assign_pages",
+    "keep_private",
+    "memory_layout",
+    "memory_of",
     "merge_loss",
     "pair_cost",
     "place_extents",
     "place_pages",
     "place_published",
+    "private_options",
     "tune",
     "vectors",
 ]

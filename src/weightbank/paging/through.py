@@ -23,10 +23,11 @@ def memory_layout(pool: Pool, columns: int = 64) -> Layout:
     rows, left = divmod(pool.size, max(columns, 1))
     if columns < 1 or not rows:
         raise LayoutError(f"columns={columns} for {pool.size:,} positions; wanted 1 to {pool.size:,}")
-    parts = {"memory": torch.empty(rows, columns, device="meta")}
+    owner = nn.Module()
+    owner.register_parameter("memory", nn.Parameter(torch.empty(rows, columns, device="meta")))
     if left:
-        parts["end"] = torch.empty(left, device="meta")
-    return Layout.of(nn.ParameterDict(parts))
+        owner.register_parameter("end", nn.Parameter(torch.empty(left, device="meta")))
+    return Layout.of(owner)
 
 
 def memory_of(pool: Pool, vectors: Mapping[str, Tensor] | None = None) -> Tensor:

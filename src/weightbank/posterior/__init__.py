@@ -5,6 +5,7 @@ from weightbank.posterior.paper import paper_bytes, paper_epochs, paper_table
 from weightbank.posterior.plan import Plan, plan
 from weightbank.posterior.recorder import last_weights, record
 from weightbank.posterior.schedule import swag_schedule
+from weightbank.posterior.spending import row_options
 from weightbank.posterior.timings import Timings
 from weightbank.posterior.verdict import paired, verdict
 
@@ -21,6 +22,7 @@ __all__ = [
     "paper_table",
     "plan",
     "record",
+    "row_options",
     "swag_schedule",
     "verdict",
 ]

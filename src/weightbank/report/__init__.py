@@ -2,5 +2,6 @@
 
 from weightbank.report.figures import accuracy_figure
 from weightbank.report.saving import drawing, save_figure
+from weightbank.report.theory import Compared, theory_figure
 
-__all__ = ["accuracy_figure", "drawing", "save_figure"]
+__all__ = ["Compared", "accuracy_figure", "drawing", "save_figure", "theory_figure"]
