@@ -125,6 +125,17 @@ def test_places_where_no_file_can_be_are_store_errors(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_mapped_arrays_equal_those_read_and_never_change_the_file(tmp_path: Path) -> None:
+    save_arrays(tmp_path / "file.safetensors", arrays())
+    before = (tmp_path / "file.safetensors").read_bytes()
+    with ArrayFile(tmp_path / "file.safetensors") as file:
+        for name in file.shapes:
+            mapped = file.map(name)
+            assert same(mapped, file.read(name))
+            mapped.zero_()
+    assert (tmp_path / "file.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_columns_of_rows_equal_the_slice(tmp_path: Path, dtype: torch.dtype) -> None:
     whole = random_of(dtype, 6, 10)

@@ -4,6 +4,8 @@ import torch
 from weightbank.zoo import MODELS, PAGE_NETWORKS, build
 
 INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tiny_imagenet": (3, 64, 64)}
+INPUTS["cifar100"] = INPUTS["cifar10"]
+CLASSES = {"tiny_imagenet": 200, "cifar100": 100}
 COUNTS = {  # published: weights on devices, biases, BatchNorm parameters
     "mlp3_mnist": (26_432, 74, 0),
     "mlp4_mnist": (27_456, 106, 0),
@@ -48,7 +50,7 @@ def test_every_named_model_maps_its_data_to_its_classes(name):
     with torch.device("meta"):
         model = build(name)
         out = model(torch.empty(2, *INPUTS.get(data, (1, 28, 28))))
-    assert out.shape == (2, 200 if data == "tiny_imagenet" else 10)
+    assert out.shape == (2, CLASSES.get(data, 10))
 
 
 @pytest.mark.parametrize("name", PAGE_NETWORKS)

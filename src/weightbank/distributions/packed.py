@@ -71,7 +71,7 @@ class PackedWeights:
 
     @classmethod
     def open(cls, path: str | Path) -> "PackedWeights":
-        """Weights written by `pack` or `save`; tensors are read from the file whenever they are asked for.
+        """Weights written by `pack` or `save`; tensors stay in the file, mapped when they are asked for.
 
         Raises `CorruptError` for a file that is something else or not whole, `StoreError` where there is none.
         """
@@ -156,7 +156,7 @@ class _FileParts(Mapping[str, Packed]):
         self.shapes = {entry.name: entry.shape for entry in layout.entries}
 
     def __getitem__(self, name: str) -> Packed:
-        codes, scales = self.file.read(f"{name}:codes"), self.file.read(f"{name}:scales")
+        codes, scales = self.file.map(f"{name}:codes"), self.file.map(f"{name}:scales")
         return Packed(self.formats[name], self.shapes[name], codes, scales)
 
     def __iter__(self) -> Iterator[str]:

@@ -163,6 +163,18 @@ class ArrayFile:
         self._blob.read_into(self._offsets[name], raw)
         return _typed(raw, dtype, shape)
 
+    def map(self, name: str) -> Tensor:
+        """One whole array where it lies in the file: read page by page as it is used, shared with other processes.
+
+        Changing the tensor changes a private copy, never the file.
+        """
+        shape, dtype = self._shape(name), self.dtypes[name]
+        length = math.prod(shape) * dtype.itemsize
+        if length == 0:
+            return torch.empty(shape, dtype=dtype)
+        raw = np.memmap(self.path, np.uint8, "c", self._offsets[name], (length,))
+        return _typed(raw, dtype, shape)
+
     def read_columns(self, name: str, start: int, stop: int, *, rows: range | None = None) -> Tensor:
         """Columns start..stop of (some rows of) a two-dimensional array, shape (R, W)."""
         shape, item = self._shape(name), self.dtypes[name].itemsize

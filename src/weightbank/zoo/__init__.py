@@ -76,12 +76,18 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "vgg19bn_cifar10": partial(vgg19, batch_norm=True),
         "preresnet20_cifar10": preresnet20,
         "preresnet164_cifar10": preresnet164,
+        "vgg16_cifar100": partial(vgg16, 100),
+        "vgg16bn_cifar100": partial(vgg16, 100, batch_norm=True),
+        "vgg19_cifar100": partial(vgg19, 100),
+        "vgg19bn_cifar100": partial(vgg19, 100, batch_norm=True),
+        "preresnet20_cifar100": partial(preresnet20, 100),
+        "preresnet164_cifar100": partial(preresnet164, 100),
         **{f"pages_{name}": network.build for name, network in PAGE_NETWORKS.items()},
     }
 )
 """Name -> builder. A name fixes the input: `model_*` and `*_mnist` take 28x28 grey images, `*_digits` 8x8 grey ones,
-`*_cifar10` 32x32 colour ones, `*_tiny_imagenet` 64x64 colour ones; the last have 200 classes, all others 10. `model_*`
-return log-probabilities, the others logits; `F.cross_entropy` suits both. `pages_*` are the networks described in
+`*_cifar10` and `*_cifar100` 32x32 colour ones, `*_tiny_imagenet` 64x64 colour ones with 200 classes. `model_*` return
+log-probabilities, the others logits; `F.cross_entropy` suits both. `pages_*` are the networks described in
 `PAGE_NETWORKS`, which gives the shape of their inputs."""
 
 
