@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution
+from weightbank.distributions.distribution import WeightDistribution, each_draw
 from weightbank.errors import DataError, LayoutError
 from weightbank.evaluation.estimate import Estimate
 from weightbank.progress import progress
@@ -52,9 +52,8 @@ def increase_along(
     at = (task.theta() if theta is None else theta).detach().to(task.device)
     batches = task.train if data is None else as_batches(data, task.batch_size, shuffle=False)
     found: list[float] = []
-    drawn = law.draws if isinstance(law, StreamedDistribution) else law.sample
     with progress(f"{task.name}: draws", total=samples) as bar:
-        for draw in drawn(samples, generator=generator):
+        for draw in each_draw(law, samples, generator):
             delta = draw.to(at) - at
             total, examples = 0.0, 0
             with torch.no_grad(), undisturbed(batches, device=task.device, seed=0):

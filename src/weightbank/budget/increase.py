@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution, seed_of
+from weightbank.distributions.distribution import WeightDistribution, each_draw, seed_of
 from weightbank.errors import DataError, LayoutError
 from weightbank.evaluation.estimate import Estimate
 from weightbank.layout import Layout
@@ -66,9 +66,8 @@ def measured_increase(
     source = task.train if data is None else as_batches(data, task.batch_size, shuffle=False)
     base = _loss(task, task.theta() if theta is None else theta, source)
     found: list[float] = []
-    drawn = law.draws if isinstance(law, StreamedDistribution) else law.sample
     with progress(f"{task.name}: draws", total=samples) as bar:
-        for draw in drawn(samples, generator=generator):
+        for draw in each_draw(law, samples, generator):
             found.append(_loss(task, draw, source) - base)
             bar.advance()
     return Estimate.of(found)
@@ -113,18 +112,12 @@ class Together:
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same draws one at a time, in one reused vector."""
         out = torch.empty_like(self.theta)
-        streams = [_stream(law, count, torch.Generator().manual_seed(seed_of(generator))) for law in self.laws]
+        streams = [each_draw(law, count, torch.Generator().manual_seed(seed_of(generator))) for law in self.laws]
         for parts in zip(*streams, strict=True):
             out.copy_(self.theta)
             for part in parts:
                 out += part - self.theta
             yield out
-
-
-def _stream(law: WeightDistribution, count: int, generator: torch.Generator) -> Iterator[Flat]:
-    if isinstance(law, StreamedDistribution):
-        return law.draws(count, generator=generator)
-    return iter(law.sample(count, generator=generator))
 
 
 def _loss(task: Task, theta: Flat, source: Source) -> float:

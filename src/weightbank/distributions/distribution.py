@@ -46,3 +46,10 @@ class StreamedDistribution(WeightDistribution, Protocol):
 def seed_of(generator: torch.Generator | None) -> int:
     """One 62-bit seed drawn from `generator` (torch's default one if None); the only randomness a law consumes."""
     return int(torch.randint(0, 2**62, (1,), generator=generator).item())
+
+
+def each_draw(law: WeightDistribution, count: int, generator: torch.Generator | None = None) -> Iterator[Flat]:
+    """`count` draws of any law one at a time: streamed where the law can, else all at once."""
+    if isinstance(law, StreamedDistribution):
+        return law.draws(count, generator=generator)
+    return iter(law.sample(count, generator=generator).unbind(0))

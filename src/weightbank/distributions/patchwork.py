@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution, seed_of
+from weightbank.distributions.distribution import WeightDistribution, each_draw, seed_of
 from weightbank.errors import LayoutError
 from weightbank.layout import Layout
 from weightbank.types import Draws, Flat
@@ -49,7 +49,7 @@ class Patchwork:
         """The same draws one at a time."""
         distinct = {id(law): law for law in self.laws.values()}
         streams = {
-            number: _stream(law, count, torch.Generator().manual_seed(seed_of(generator)))
+            number: each_draw(law, count, torch.Generator().manual_seed(seed_of(generator)))
             for number, law in distinct.items()
         }
         for _ in range(count):
@@ -61,9 +61,3 @@ class Patchwork:
             place = self.layout.slice(name)
             out[place] = whole[id(law)][place]
         return out
-
-
-def _stream(law: WeightDistribution, count: int, generator: torch.Generator) -> Iterator[Flat]:
-    if isinstance(law, StreamedDistribution):
-        return law.draws(count, generator=generator)
-    return iter(law.sample(count, generator=generator))

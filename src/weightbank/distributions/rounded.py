@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution, seed_of
+from weightbank.distributions.distribution import WeightDistribution, each_draw, seed_of
 from weightbank.distributions.packed import PackedWeights
 from weightbank.distributions.point import Point
 from weightbank.errors import FormatError
@@ -74,7 +74,7 @@ class Rounded:
             return ((high - theta) * (theta - low)).clamp_(min=0)
         total = self.law.variance().clone()
         generator = torch.Generator().manual_seed(self.seed)
-        for number, theta in enumerate(_each(self.law, ESTIMATED_FROM, generator)):
+        for number, theta in enumerate(each_draw(self.law, ESTIMATED_FROM, generator)):
             total.add_((self._rounded(theta, number, self.seed) - theta).square_(), alpha=1 / ESTIMATED_FROM)
         return total
 
@@ -89,7 +89,7 @@ class Rounded:
         """The same draws one by one, in one reused vector beside the inner law's."""
         seed = seed_of(generator) if self.rounding == "stochastic" else 0
         out: Flat | None = None
-        for number, theta in enumerate(_each(self.law, count, generator)):
+        for number, theta in enumerate(each_draw(self.law, count, generator)):
             out = self._rounded(theta, number, seed, out)
             yield out
 
@@ -143,9 +143,3 @@ def neighbours(format: Format, x: Float[Tensor, "*shape"]) -> tuple[Float[Tensor
             numbers = numbers * scale.powers(scale.to_bytes(exponent))[:, None]
         found.append(blocks.join(numbers, tuple(x.shape)))
     return found[0], found[1]
-
-
-def _each(law: WeightDistribution, count: int, generator: torch.Generator | None) -> Iterator[Flat]:
-    if isinstance(law, StreamedDistribution):
-        return law.draws(count, generator=generator)
-    return iter(law.sample(count, generator=generator).unbind(0))
