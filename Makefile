@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: tour test check format clean
 
 tour: $(VENV)/.installed
-	$(BIN)/weightbank tour
+	$(BIN)/weightbank tour --page tour.html
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

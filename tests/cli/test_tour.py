@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import weightbank as wb
-from weightbank.cli import touring
+from weightbank.cli import touring, touring_jobs
 from weightbank.cli.tour import OWN_MODEL
 
 
@@ -16,6 +17,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(touring, "SKIPPED", 1)
     monkeypatch.setattr(touring, "EPOCHS", 3)
     monkeypatch.setattr(touring, "DRAWS", 3)
+    for name, value in {"WIDTHS": (24, 16), "TRAINED": 2, "CHIPS": 8, "STEPS": 10, "DRAWS": 2}.items():
+        monkeypatch.setattr(touring_jobs, name, value)
 
 
 @pytest.mark.usefixtures("short")
@@ -30,6 +33,23 @@ def test_the_tour_shows_all_laws_and_keeps_nothing(cli: Callable[..., Any], tmp_
     assert document["bytes"]["bfp8"] < document["bytes"]["fp32"]
     assert not list(tmp_path.iterdir())
     assert torch.get_num_threads() == threads
+    assert {stop["job"] for stop in document["stops"]} == {"noisy device", "low precision", "one memory"}
+    assert all(row["measured"] == row["measured"] for row in document["theory"])
+
+
+@pytest.mark.usefixtures("short")
+def test_the_page_has_every_row_and_its_json_beside_it(cli: Callable[..., Any], tmp_path: Path) -> None:
+    result = cli("tour", "--page", "tour.html")
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "tour.html").read_text()
+    document = json.loads((tmp_path / "tour.json").read_text())
+    assert "<script" not in text
+    for stop in document["stops"]:
+        assert all(escape(value) in text for value in stop.values())
+    for row in document["theory"]:
+        assert f"{row['expected']:.4f}" in text
+    assert document["laws"][0]["role"] == "last"
+    assert "<svg" in text
 
 
 @pytest.mark.usefixtures("short")
@@ -71,3 +91,12 @@ def test_the_whole_tour_has_2400_iterates(cli: Callable[..., Any]) -> None:
     assert full["rows"] == 2400
     assert full["disk"] > 100 * 4 * 17_226  # rows take a hundred times the network's bytes and more
     assert document["verdict"]
+    graded = [stop for stop in document["stops"] if "graded" in stop["what"]]
+    magnitude = next(stop for stop in document["stops"] if "magnitude" in stop["what"])
+    assert float(graded[0]["after"].split()[0]) > float(magnitude["after"].split()[0]) + 10  # 12 standard errors
+    for stop in document["stops"]:
+        if stop["job"] != "noisy device":  # 500 test digits: one standard error is a point
+            assert float(stop["after"].split()[0]) > float(stop["before"].split()[0]) - 3
+    for row in document["theory"]:
+        assert row["measured"] - 4 * row["stderr"] < 1.5 * row["expected"]
+        assert row["measured"] + 4 * row["stderr"] > row["expected"] / 1.5

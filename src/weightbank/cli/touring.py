@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from weightbank.cli.console import say, say_wrapped, show_json
+from weightbank.cli.console import say, say_wrapped, show_json, show_table
 from weightbank.cli.tables import comparison, show_comparison
 from weightbank.cli.tour import OWN_MODEL
+from weightbank.cli.touring_jobs import COLUMNS, THEORY, stops
+from weightbank.cli.touring_page import tour_document, write_page
 from weightbank.data import digits, photo_patches
 from weightbank.distributions import Moments
 from weightbank.errors import StoreError
@@ -25,8 +27,8 @@ SKIPPED, EPOCHS, RATE = 40, 120, 0.05
 DRAWS = 100
 
 
-def show_tour(directory: Path | None, seed: int, *, json: bool) -> None:
-    """Record, compare and print; a directory that is given must be empty or new."""
+def show_tour(directory: Path | None, page: Path | None, seed: int, *, json: bool) -> None:
+    """Visit all jobs and print; a directory that is given must be empty or new."""
     if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StoreError(f"{directory}: not an empty directory; name a new one")
     start = time.perf_counter()
@@ -60,13 +62,23 @@ def show_tour(directory: Path | None, seed: int, *, json: bool) -> None:
         ood = photo_patches(1000, generator=torch.Generator().manual_seed(seed))
         others = {"SWAG all, 8-bit": moments["bfp8"]}
         rows = compare(task, moments["fp32"], samples=DRAWS, ood=ood, others=others)
+        if not json:
+            show_comparison(rows)
+            say_wrapped("\nThree networks of all digits: on a noisy device, trained in 8 bits, in one memory.")
+        found, theory, swept = stops(seed)
     seconds = time.perf_counter() - start
+    posterior = {**comparison(rows), "iterates": moments["fp32"].count, "bytes": sizes, "seconds": seconds}
+    if page is not None:
+        write_page(page, posterior, swept, found, theory)
     if json:
-        show_json({**comparison(rows), "iterates": moments["fp32"].count, "bytes": sizes, "seconds": seconds})
+        show_json(tour_document(posterior, swept, found, theory))
         return
-    show_comparison(rows)
+    show_table(list(COLUMNS), [list(row.cells) for row in found])
+    say_wrapped("\nWhat the theory expects, ½ Σ curvature x squared error, and what the training loss does:")
+    show_table(list(THEORY), [list(row.cells) for row in theory])
     kept = "removed" if directory is None else f"in {directory}"
-    say(f"\n{seconds:.0f} s in all; the posteriors are {kept}.\n\n{OWN_MODEL}")
+    more = "" if page is None else f" All numbers and figures: {page}."
+    say(f"\n{seconds:.0f} s in all; the posteriors are {kept}.{more}\n\n{OWN_MODEL}")
 
 
 def noisy_digits(seed: int) -> Task:
