@@ -46,6 +46,7 @@ def settings(**changes: Any) -> Settings:
         "bits_momentum": None, "bits_activation": None, "bits_error": None, "bits_accumulator": None, "block": "small",
         "rounding": "stochastic", "order": "algorithm2", "epochs": 2, "batch_size": 128, "learning_rate": 0.05,
         "momentum": 0.9, "weight_decay": 5e-4, "average_from": 1, "average_learning_rate": 0.01,
+        "average_every": 0, "average_in": "fp32",
         "schedule": "published", "augment": False, "normalise": True, "seed": 0, "pack": None, "device": "cpu",
     }  # fmt: skip
     return Settings(**{**plain, **changes})
@@ -78,6 +79,19 @@ def test_a_run_compares_like_for_like_and_leaves_packed_weights(run: Run, tmp_pa
         packed = PackedWeights.open(tmp_path / "r" / f"{name}.safetensors")
         assert packed.nbytes == found["laws"][0]["bytes"] < weights * 1.1
         assert torch.equal(pieces(packed), packed.mean())
+
+
+@pytest.mark.parametrize(("kept", "least", "most"), [("fp32", 4, 4), ("exact", 2, 8.1), ("bfp8", 1, 1.2)])
+def test_averages_are_taken_every_few_steps_and_kept_as_asked_for(
+    run: Run, kept: str, least: float, most: float
+) -> None:
+    every = ("--average-every", "5", "--average-in", kept)
+    found = json.loads(run("--epochs", "3", "--average-from", "1", *every, "--out", "r", "--json").stdout)
+    batches = -(-1297 // found["settings"]["batch_size"])
+    average = next(row for row in found["laws"] if row["law"].startswith("average of"))
+    assert average["law"] == f"average of {2 * batches // 5}"
+    assert least <= average["bytes"] / found["weights"] <= most
+    assert average["average"]["accuracy"]["mean"] > 0.8
 
 
 def pieces(packed: PackedWeights) -> torch.Tensor:

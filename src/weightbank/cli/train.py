@@ -85,6 +85,12 @@ def train(
             "--average-from", "--swa-start", min=1, help="Average after each epoch beyond so many; by default 2/3."
         ),
     ] = None,
+    average_every: Annotated[
+        int, typer.Option(min=0, help="Average every so many steps from there on; 0 is after each epoch.")
+    ] = 0,
+    average_in: Annotated[
+        str, typer.Option(help="Keep the average in fp32, as exact sums (exact), or in a format such as bfp8.")
+    ] = "fp32",
     average_lr: Annotated[
         float | None,
         typer.Option("--average-lr", "--swa-lr", help="The rate from there on; by default a fifth of --lr."),
@@ -140,6 +146,8 @@ def train(
         weight_decay=weight_decay,
         average_from=start,
         average_learning_rate=learning_rate / 5 if average_lr is None else average_lr,
+        average_every=average_every,
+        average_in=average_in,
         schedule=schedule.value,
         augment=augment,
         normalise=normalise,

@@ -1,8 +1,9 @@
 """From the settings of a low-precision training run to its weights, its average, and their comparison."""
 
+from collections.abc import Sized
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,11 +18,22 @@ from weightbank.distributions.packed import PackedWeights, pack
 from weightbank.errors import StoreError
 from weightbank.evaluation import Evaluation, evaluate
 from weightbank.formats import Format, Native, format_of
-from weightbank.lowprecision import Attached, Precision, constant_schedule, published_schedule
+from weightbank.layout import Layout
+from weightbank.lowprecision import (
+    Attached,
+    ExactAverage,
+    Precision,
+    RoundedAverage,
+    constant_schedule,
+    published_schedule,
+)
 from weightbank.lowprecision.points import Evaluating
 from weightbank.sizes import readable
 from weightbank.task import Task, TensorBatches
 from weightbank.training import epochs
+from weightbank.types import Flat
+
+Average: TypeAlias = Moments | ExactAverage | RoundedAverage
 
 CHECKPOINT, AVERAGE, LAST = "checkpoint.safetensors", "average.safetensors", "last.safetensors"
 
@@ -58,7 +70,16 @@ def prepare(settings: Settings) -> Task:
     return task
 
 
-def train(settings: Settings, task: Task, attached: Attached, directory: Path | None) -> Moments:
+def average_of(settings: Settings, layout: Layout) -> Average:
+    """Where the average is kept: full precision, exact sums, or a format of few bits."""
+    if settings.average_in == "exact":
+        return ExactAverage(layout)
+    if settings.average_in == "fp32":
+        return Moments(layout, variance=False)
+    return RoundedAverage(layout, format_of(settings.average_in), seed=settings.seed)
+
+
+def train(settings: Settings, task: Task, attached: Attached, directory: Path | None) -> Average:
     """Train to the end and return the average, which holds nothing if the run ends before averaging starts."""
     optimizer = attached.optimizer(
         torch.optim.SGD(
@@ -70,16 +91,23 @@ def train(settings: Settings, task: Task, attached: Attached, directory: Path | 
     )
     make = published_schedule if settings.schedule == "published" else constant_schedule
     factor = make(settings.learning_rate, start=settings.average_from, average_lr=settings.average_learning_rate)
-    average = Moments(task.layout, variance=False)
+    average, every = average_of(settings, task.layout), settings.average_every
+    first = settings.average_from * len(cast("Sized", task.train))
+
+    def each_step(theta: Flat, *, step: int) -> None:
+        if step > first and (step - first) % every == 0:
+            average.update(theta)
+
     for epoch in epochs(
         task,
         optimizer,
         count=settings.epochs,
+        each_step=each_step if every else None,
         scheduler=LambdaLR(optimizer, factor),
         checkpoint=None if directory is None else directory / CHECKPOINT,
         stateful={"average": average},
     ):
-        if epoch >= settings.average_from:
+        if not every and epoch >= settings.average_from:
             average.update(task.theta())
     return average
 
@@ -97,7 +125,8 @@ def _run(settings: Settings, task: Task, directory: Path, *, json: bool) -> None
         rows = _compare(task, attached, "last iterate", task.theta(), last.nbytes)
         if average.count:
             mean = average.mean()
-            rows += _compare(task, attached, f"average of {average.count}", mean, mean.nbytes)
+            size = mean.nbytes if isinstance(average, Moments) else average.nbytes
+            rows += _compare(task, attached, f"average of {average.count}", mean, size)
             packed = pack(mean, task.layout, format, directory / AVERAGE)
             rows += _compare(task, attached, f"average in {_short(format, settings.pack)}", packed, packed.nbytes)
     if json:

@@ -38,6 +38,8 @@ class Settings:
     weight_decay: float
     average_from: int
     average_learning_rate: float
+    average_every: int
+    average_in: str
     schedule: str
     augment: bool
     normalise: bool
