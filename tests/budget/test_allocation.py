@@ -59,7 +59,8 @@ def test_lagrangian_choices_keep_the_budget_and_their_bound_is_one(
     try:
         found = allocate(options, budget, exact=False)
     except CapacityError:
-        return  # with two resources the price may pass over the only choices that fit
+        assert resources == 2  # there the price may pass over the only choices that fit
+        return
     assert all(found.spent[name] <= limit + 1e-9 for name, limit in budget.items())
     assert found.bound <= best + 1e-9
     assert found.increase >= best - 1e-9
@@ -120,3 +121,11 @@ def test_impossible_problems_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         allocate(Options(increase, costs), budget)
+
+
+def test_exact_choices_write_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(81)  # where the solver's presolving would talk on stdout
+    increase = torch.rand(30, 4, generator=generator, dtype=torch.float64) * 10 ** (81 % 7 - 3)
+    cost = torch.randint(0, 1000, (30, 4), generator=generator).double()
+    allocate(Options(increase, {"bytes": cost}), {"bytes": float(cost.min(1).values.sum() + 500)}, exact=True)
+    assert capfd.readouterr().out == ""

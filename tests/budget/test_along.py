@@ -67,7 +67,7 @@ def test_independent_errors_cost_what_the_diagonal_says() -> None:
 
 def test_other_weights_are_refused() -> None:
     task = small(nn.Linear(4, 3))
-    with pytest.raises(LayoutError, match="others"):
+    with pytest.raises(LayoutError, match="other names or shapes"):
         increase_along(task, Point(torch.zeros(6), Layout.of(nn.Linear(5, 1))))
     with pytest.raises(DataError, match="samples=0"):
         increase_along(task, Point(task.theta(), task.layout), 0)

@@ -80,14 +80,11 @@ def nothing():
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run `weightbank cim ...` in an empty directory."""
-    monkeypatch.chdir(tmp_path)
+def run(cli: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `weightbank cim ...` in an empty directory; it must exit with `code`."""
 
     def command(*arguments: str, code: int = 0) -> Any:
-        result = CliRunner().invoke(cim.app, list(arguments))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
+        result = cli("cim", *arguments)
         assert result.exit_code == code, result.stderr
         return result
 

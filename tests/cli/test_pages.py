@@ -1,32 +1,22 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import weightbank as wb
-from weightbank.cli.pages import app
 from weightbank.paging import Pool
 from weightbank.store.arrays import load_arrays
 
 
 @pytest.fixture
-def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run `weightbank pages ...` in an empty directory; the result has exit_code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def run(*arguments: str) -> Any:
-        result = CliRunner().invoke(app, list(arguments))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+def pages(cli: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `weightbank pages ...` in an empty directory."""
+    return partial(cli, "pages")
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from weightbank.cli.console import Commands
-from weightbank.cli.pages_experiments import EPILOG, Experiment, run_command
+from weightbank.cli.pages_experiments import Experiment
 from weightbank.cli.pages_figures import DRAWINGS, figure_of
 from weightbank.cli.pages_networks import Network, digit_networks, network_of, read_table
 from weightbank.cli.pages_running import RUNS
@@ -34,21 +32,10 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path) -> Callable[..., Any]:
+def pages(cli: Callable[..., Any], tmp_path: Path, kept: Path) -> Callable[..., Any]:
     """Run the command in a directory that has the weights of the first two digit networks."""
-    monkeypatch.chdir(tmp_path)
     shutil.copytree(kept, tmp_path / "networks")
-    app = typer.Typer(cls=Commands)
-    app.command("run", epilog=EPILOG)(run_command)
-    app.callback()(lambda: None)
-
-    def run(*arguments: str) -> Any:
-        result = CliRunner().invoke(app, ["run", *arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+    return partial(cli, "pages", "run")
 
 
 def test_every_experiment_can_be_run_and_drawn():

@@ -1,17 +1,15 @@
 import json
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 from weightbank.cli.augment import CroppedFlipped, cropped_flipped, normalise
-from weightbank.cli.console import Commands
-from weightbank.cli.train import EXAMPLES, train
+from weightbank.cli.train import EXAMPLES
 from weightbank.cli.training_runs import prepare
 from weightbank.cli.training_settings import Settings, precision_of
 from weightbank.distributions.packed import PackedWeights
@@ -24,20 +22,9 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(cli: Run) -> Run:
     """Run `weightbank train ...` in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    app = typer.Typer(cls=Commands)
-    app.command(epilog=EXAMPLES)(train)
-    app.command("other")(lambda: None)
-
-    def invoke(*arguments: str) -> Any:
-        result = CliRunner().invoke(app, ["train", *arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return invoke
+    return partial(cli, "train")
 
 
 def settings(**changes: Any) -> Settings:

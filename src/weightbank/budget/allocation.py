@@ -246,7 +246,7 @@ def _exactly(increase: Tensor, costs: list[Tensor], limits: list[float]) -> tupl
         ],
         bounds=optimize.Bounds(0, there.astype(float)),
         integrality=np.ones(groups * options),
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": 0.0, "presolve": False},  # presolving writes notes to stdout
     )
     if result.x is None:
         raise CapacityError(f"no choice of options fits all budgets at once ({result.message})")

@@ -7,13 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightbank.distributions.distribution import WeightDistribution, each_draw
-from weightbank.errors import DataError, LayoutError
+from weightbank.budget.increase import over_batches, over_draws
+from weightbank.distributions.distribution import WeightDistribution
 from weightbank.evaluation.estimate import Estimate
-from weightbank.progress import progress
-from weightbank.task import Source, Task, as_batches, checked_batches
+from weightbank.task import Source, Task, as_batches
 from weightbank.types import Flat, Inputs
-from weightbank.undisturbed import undisturbed
 
 
 def increase_along(
@@ -43,27 +41,19 @@ def increase_along(
     `values` holds one number per draw, paired with those of `measured_increase` for equal generators. Raises
     `LayoutError` for a law over other weights, `DataError` for fewer than one draw or no data.
     """
-    if law.layout.fingerprint != task.layout.fingerprint:
-        raise LayoutError(
-            f"the law is over {law.layout.size:,} weights, '{task.name}' over {task.layout.size:,} others"
-        )
-    if samples < 1:
-        raise DataError(f"samples={samples}; wanted at least 1")
     at = (task.theta() if theta is None else theta).detach().to(task.device)
     batches = task.train if data is None else as_batches(data, task.batch_size, shuffle=False)
-    found: list[float] = []
-    with progress(f"{task.name}: draws", total=samples) as bar:
-        for draw in each_draw(law, samples, generator):
-            delta = draw.to(at) - at
-            total, examples = 0.0, 0
-            with torch.no_grad(), undisturbed(batches, device=task.device, seed=0):
-                for x, y in checked_batches(batches, task.device, f"{task.name}: data"):
-                    output, change = _derivative(partial(_predict, task, x), at, delta)
-                    total += len(y) * _second_order(task, output, change, y)
-                    examples += len(y)
-            found.append(total / examples)
-            bar.advance()
-    return Estimate.of(found)
+
+    def rise(draw: Flat) -> float:
+        delta = draw.to(at) - at
+
+        def of_batch(x: Inputs, y: Tensor) -> float:
+            output, change = _derivative(partial(_predict, task, x), at, delta)
+            return _second_order(task, output, change, y)
+
+        return over_batches(task, batches, of_batch)
+
+    return over_draws(task, law, samples, generator, rise)
 
 
 def _derivative(predict: Callable[[Tensor], Tensor], at: Flat, delta: Flat) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,18 @@
 """What a perturbation of the weights costs: the loss rises by ½ Σ h E[δ²] (second order, at a trained network)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from weightbank.distributions.distribution import WeightDistribution, each_draw, seed_of
+from weightbank.distributions.distribution import WeightDistribution, check_over, each_draw, seed_of
 from weightbank.errors import DataError, LayoutError
 from weightbank.evaluation.estimate import Estimate
 from weightbank.layout import Layout
 from weightbank.progress import progress
 from weightbank.task import Source, Task, as_batches, checked_batches
-from weightbank.types import Draws, Flat
+from weightbank.types import Batches, Draws, Flat, Inputs
 from weightbank.undisturbed import undisturbed
 
 
@@ -56,21 +57,10 @@ def measured_increase(
     `values` holds one number per draw; BatchNorm keeps its statistics. One forward pass a draw. Raises `LayoutError`
     for a law over other weights, `DataError` for fewer than one draw or no data.
     """
-    if law.layout.fingerprint != task.layout.fingerprint:
-        raise LayoutError(
-            f"the law is over {law.layout.size:,} weights, task '{task.name}' over {task.layout.size:,} of other names "
-            "or shapes"
-        )
-    if samples < 1:
-        raise DataError(f"samples={samples}; wanted at least 1")
+    check_over(law, task)
     source = task.train if data is None else as_batches(data, task.batch_size, shuffle=False)
     base = _loss(task, task.theta() if theta is None else theta, source)
-    found: list[float] = []
-    with progress(f"{task.name}: draws", total=samples) as bar:
-        for draw in each_draw(law, samples, generator):
-            found.append(_loss(task, draw, source) - base)
-            bar.advance()
-    return Estimate.of(found)
+    return over_draws(task, law, samples, generator, lambda draw: _loss(task, draw, source) - base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +110,36 @@ class Together:
             yield out
 
 
-def _loss(task: Task, theta: Flat, source: Source) -> float:
-    """The mean loss of an example over one pass; batches count by their examples."""
+def over_draws(
+    task: Task,
+    law: WeightDistribution,
+    samples: int,
+    generator: torch.Generator | None,
+    value: Callable[[Flat], float],
+) -> Estimate:
+    """The mean of `value` over draws of `law`; `LayoutError` for a law over other weights, `DataError` for no draw."""
+    check_over(law, task)
+    if samples < 1:
+        raise DataError(f"samples={samples}; wanted at least 1")
+    found: list[float] = []
+    with progress(f"{task.name}: draws", total=samples) as bar:
+        for draw in each_draw(law, samples, generator):
+            found.append(value(draw))
+            bar.advance()
+    return Estimate.of(found)
+
+
+def over_batches(task: Task, source: Batches, value: Callable[[Inputs, Tensor], float]) -> float:
+    """The mean over examples of `value(x, y)`, itself a mean over a batch; one pass that repeats, without gradients."""
     total, examples = 0.0, 0
-    batches = as_batches(source, task.batch_size, shuffle=False)
-    with torch.no_grad(), undisturbed(batches, device=task.device, seed=0):
-        for x, y in checked_batches(batches, task.device, f"{task.name}: data"):
-            total += float(task.loss(task.predict(theta.to(task.device), x), y)) * len(y)
+    with torch.no_grad(), undisturbed(source, device=task.device, seed=0):
+        for x, y in checked_batches(source, task.device, f"{task.name}: data"):
+            total += value(x, y) * len(y)
             examples += len(y)
     return total / examples
+
+
+def _loss(task: Task, theta: Flat, source: Batches) -> float:
+    """The mean loss of an example over one pass."""
+    theta = theta.to(task.device)
+    return over_batches(task, source, lambda x, y: float(task.loss(task.predict(theta, x), y)))

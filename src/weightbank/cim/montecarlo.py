@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution
+from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution, check_over
 from weightbank.distributions.point import Point
-from weightbank.errors import DataError, LayoutError
+from weightbank.errors import DataError
 from weightbank.evaluation.estimate import Estimate
 from weightbank.evaluation.outputs import IGNORED, class_axis, numbers, tensor_of
 from weightbank.progress import progress
@@ -224,11 +224,7 @@ class Passes:
     """Passes of one law, a fresh chip for each mini-batch."""
 
     def __init__(self, scorer: Scorer, law: WeightDistribution, generator: torch.Generator | None) -> None:
-        if law.layout.fingerprint != scorer.task.layout.fingerprint:
-            raise LayoutError(
-                f"the law is over {law.layout.size:,} weights, task '{scorer.task.name}' over "
-                f"{scorer.task.layout.size:,} of other names or shapes; program the task itself"
-            )
+        check_over(law, scorer.task)
         self.scorer = scorer
         self._chips = _stream(law, 2**62, generator if generator is not None else torch.Generator().manual_seed(0))
         self.rows: list[Float64[Tensor, " B"]] = []

@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightbank.cli.console import Commands, Json, note
+from weightbank.cli.groups import grouped
+
+if TYPE_CHECKING:
+    from weightbank.cim import Device, WriteVerify
+    from weightbank.cli.cim_network import Wanted
 
 app = typer.Typer(
     cls=Commands,
@@ -59,6 +65,55 @@ Chips = Annotated[int, typer.Option(min=1, help="Noisy chips, at most.")]
 Stderr = Annotated[float | None, typer.Option(help="Stop earlier at this standard error of the mean accuracy.")]
 
 
+@dataclass(frozen=True)
+class Made:
+    """How a network is made: its data, and weights or training."""
+
+    data: Data = None
+    pretrained: Pretrained = None
+    epochs: Epochs = None
+    lr: Rate = 3e-3
+    seed: Seed = 0
+    device: On = "cpu"
+
+    def wanted(self, network: str) -> "Wanted":
+        """The network of that name, so made."""
+        from weightbank.cli.cim_network import Wanted
+
+        return Wanted(network, self.data, self.pretrained, self.epochs, self.lr, self.seed, self.device)
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """The memory it is written to."""
+
+    sigma: Sigma = "0.1"
+    verified_sigma: Verified = "0.03"
+    weight_bits: Bits = 8
+    cell_bits: CellBits = 1
+    memory: Memory = ""
+
+    def device(self) -> "Device":
+        """As the library knows it."""
+        from weightbank.cli.cim_device import device_of
+
+        return device_of(self.sigma, self.verified_sigma, self.weight_bits, self.cell_bits, self.memory)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How write-verify is simulated, if it is."""
+
+    tolerance: Tolerance = None
+    pulse: PulseOption = Pulse.redraw
+
+    def process(self) -> "WriteVerify | None":
+        """The simulated loop, or None for two widths of error."""
+        from weightbank.cli.cim_device import process_of
+
+        return process_of(self.tolerance, self.pulse)
+
+
 @contextmanager
 def _resumable(hint: str) -> Iterator[None]:
     """On Ctrl-C say how to go on, and exit with code 130."""
@@ -74,7 +129,9 @@ def _resumable(hint: str) -> Iterator[None]:
     epilog="Examples:\n\nweightbank cim curvature mlp --data digits -o digits-net.safetensors\n\n"
     "weightbank cim curvature digits-net.safetensors --which backprop --which ggn -o digits-net.safetensors",
 )
+@grouped
 def curvature_command(
+    *,
     network: Name = "mlp",
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")] = Path(
         "network.safetensors"
@@ -84,55 +141,39 @@ def curvature_command(
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Training examples; by default as many as needed.")] = None,
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", min=1, help="Examples at once.")] = None,
-    data: Data = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    lr: Rate = 3e-3,
-    seed: Seed = 0,
-    device: On = "cpu",
+    made: Made,
     json: Json = False,
 ) -> None:
     """Say how much each weight matters: the diagonal of a curvature of the loss, kept with the network's weights.
 
     The other commands take the file instead of a network, so nothing is trained or computed twice.
     """
-    from weightbank.cli.cim_network import Wanted
     from weightbank.cli.cim_scores import show_curvature
 
-    wanted = Wanted(network, data, pretrained, epochs, lr, seed, device)
     with _resumable("nothing was kept"):
-        show_curvature(wanted, which or ["ggn_sampled"], output, images=images, batch_size=batch_size, json=json)
+        show_curvature(
+            made.wanted(network), which or ["ggn_sampled"], output, images=images, batch_size=batch_size, json=json
+        )
 
 
 @app.command("rank", epilog="Example:\n\nweightbank cim rank digits-net.safetensors --fraction 0.05 --sigma 0.3")
+@grouped
 def rank_command(
+    *,
     network: Name = "mlp",
     fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="To verify, of weights or of cells.")] = 0.05,
     which: Which = "ggn_sampled",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the order of the weights, best first, there.")
     ] = None,
-    sigma: Sigma = "0.1",
-    verified_sigma: Verified = "0.03",
-    weight_bits: Bits = 8,
-    cell_bits: CellBits = 1,
-    memory: Memory = "",
-    data: Data = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    lr: Rate = 3e-3,
-    seed: Seed = 0,
-    device: On = "cpu",
+    memory: MemoryOptions,
+    made: Made,
     json: Json = False,
 ) -> None:
     """Show, layer by layer, where the curvature is and which weights or cells a fraction of verifying would pick."""
-    from weightbank.cli.cim_device import device_of
-    from weightbank.cli.cim_network import Wanted
     from weightbank.cli.cim_scores import show_rank
 
-    wanted = Wanted(network, data, pretrained, epochs, lr, seed, device)
-    noisy = device_of(sigma, verified_sigma, weight_bits, cell_bits, memory)
-    show_rank(wanted, noisy, which, fraction, output, json=json)
+    show_rank(made.wanted(network), memory.device(), which, fraction, output, json=json)
 
 
 @app.command(
@@ -141,7 +182,9 @@ def rank_command(
     "--chips 30 -o digits-sweep\n\n"
     "weightbank cim sweep mlp --sigma 0.5 --method cells --method random --stderr 0.01",
 )
+@grouped
 def sweep_command(
+    *,
     network: Name = "mlp",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A directory for sweep.json, sweep.csv and sweep.svg.")
@@ -159,19 +202,9 @@ def sweep_command(
     which: Which = "ggn_sampled",
     chips: Chips = 300,
     stderr: Stderr = 0.002,
-    sigma: Sigma = "0.1",
-    verified_sigma: Verified = "0.03",
-    weight_bits: Bits = 8,
-    cell_bits: CellBits = 1,
-    memory: Memory = "",
-    tolerance: Tolerance = None,
-    pulse: PulseOption = Pulse.redraw,
-    data: Data = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    lr: Rate = 3e-3,
-    seed: Seed = 0,
-    device: On = "cpu",
+    memory: MemoryOptions,
+    loop: Loop,
+    made: Made,
     json: Json = False,
 ) -> None:
     """Measure accuracy against write cycles for every way of spending them, on the same chips, and draw it.
@@ -179,17 +212,12 @@ def sweep_command(
     With -o, a sweep that was stopped goes on when the same command is given again, and more methods, budgets or
     chips only add what is missing.
     """
-    from weightbank.cli.cim_device import device_of, process_of
-    from weightbank.cli.cim_network import Wanted
     from weightbank.cli.cim_programs import show_sweep
 
-    wanted = Wanted(network, data, pretrained, epochs, lr, seed, device)
-    noisy = device_of(sigma, verified_sigma, weight_bits, cell_bits, memory)
-    loop = process_of(tolerance, pulse)
     hint = "nothing was kept" if output is None else f"the same command goes on from {output}"
-    options: dict[str, Any] = {"chips": chips, "stderr": stderr, "seed": seed, "json": json}
+    options: dict[str, Any] = {"chips": chips, "stderr": stderr, "seed": made.seed, "json": json}
     with _resumable(hint):
-        show_sweep(wanted, noisy, loop, method, budget, which, output, **options)
+        show_sweep(made.wanted(network), memory.device(), loop.process(), method, budget, which, output, **options)
 
 
 @app.command(
@@ -197,7 +225,9 @@ def sweep_command(
     epilog="Example:\n\nweightbank cim plan digits-net.safetensors --sigma 0.5 --policy cells --max-drop 0.02 "
     "-o digits-plan.safetensors",
 )
+@grouped
 def plan_command(
+    *,
     network: Name = "mlp",
     output: Annotated[Path, typer.Option("-o", "--output", help="The plan's .safetensors file.")] = Path(
         "plan.safetensors"
@@ -210,19 +240,9 @@ def plan_command(
     step: Annotated[float, typer.Option(help="Resolution of the budget.")] = 0.001,
     confidence: Annotated[float, typer.Option(help="Of each decision.")] = 0.95,
     passes: Annotated[int, typer.Option(min=2, help="The most passes over the test data for one decision.")] = 16,
-    sigma: Sigma = "0.1",
-    verified_sigma: Verified = "0.03",
-    weight_bits: Bits = 8,
-    cell_bits: CellBits = 1,
-    memory: Memory = "",
-    tolerance: Tolerance = None,
-    pulse: PulseOption = Pulse.redraw,
-    data: Data = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    lr: Rate = 3e-3,
-    seed: Seed = 0,
-    device: On = "cpu",
+    memory: MemoryOptions,
+    loop: Loop,
+    made: Made,
     json: Json = False,
 ) -> None:
     """Find the fewest write cycles that keep the accuracy, and write down which cells get them (Algorithm 1 of SWIM).
@@ -230,16 +250,21 @@ def plan_command(
     A search that was stopped goes on when the same command is given again. Exits with code 1 if even verifying
     everything is not enough.
     """
-    from weightbank.cli.cim_device import device_of, process_of
-    from weightbank.cli.cim_network import Wanted
     from weightbank.cli.cim_programs import show_plan
 
-    wanted = Wanted(network, data, pretrained, epochs, lr, seed, device)
-    noisy = device_of(sigma, verified_sigma, weight_bits, cell_bits, memory)
-    loop = process_of(tolerance, pulse)
     options: dict[str, Any] = {"max_drop": max_drop, "step": step, "confidence": confidence, "passes": passes}
     with _resumable(f"the same command goes on from {output}"):
-        if not show_plan(wanted, noisy, loop, policy, which, output, seed=seed, json=json, **options):
+        if not show_plan(
+            made.wanted(network),
+            memory.device(),
+            loop.process(),
+            policy,
+            which,
+            output,
+            seed=made.seed,
+            json=json,
+            **options,
+        ):
             raise typer.Exit(1)
 
 
@@ -247,27 +272,22 @@ def plan_command(
     "evaluate",
     epilog="Example:\n\nweightbank cim evaluate digits-plan.safetensors digits-net.safetensors --chips 20",
 )
+@grouped
 def evaluate_command(
+    *,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The file of `cim plan`.")],
     network: Name,
     chips: Chips = 100,
     stderr: Stderr = None,
-    data: Data = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    lr: Rate = 3e-3,
-    seed: Seed = 0,
+    made: Made,
     chips_seed: Annotated[int, typer.Option(help="Of the chips: others than those that the plan has seen.")] = 1,
-    device: On = "cpu",
     json: Json = False,
 ) -> None:
     """Program later chips by a plan, and see what each of them scores on all the test data."""
-    from weightbank.cli.cim_network import Wanted
     from weightbank.cli.cim_programs import show_evaluation
 
-    wanted = Wanted(network, data, pretrained, epochs, lr, seed, device)
     with _resumable("nothing was kept"):
-        show_evaluation(plan, wanted, chips=chips, stderr=stderr, seed=chips_seed, json=json)
+        show_evaluation(plan, made.wanted(network), chips=chips, stderr=stderr, seed=chips_seed, json=json)
 
 
 @app.command(

@@ -1,23 +1,25 @@
 """The settings of a low-precision training run, kept as `train.json`, and the precision they mean."""
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from weightbank.errors import CorruptError, PrecisionError, StoreError
+from weightbank.cli.kept import Kept
+from weightbank.errors import PrecisionError
 from weightbank.formats import BlockFloatingPoint, ByDimensions, Format, format_of
 from weightbank.formats.blocks import Block
 from weightbank.lowprecision import Precision
-from weightbank.store.media import Directory
 
 RUN_FILE = "train.json"
-_KIND, _LIMIT = "weightbank training 1", 1 << 16
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Kept):
     """What `weightbank train` was asked for; plain numbers and text only."""
+
+    FILE: ClassVar = RUN_FILE
+    KIND: ClassVar = "weightbank training 1"
+    WHAT: ClassVar = "training"
+    COMMAND: ClassVar = "train"
 
     model: str
     data: str
@@ -46,25 +48,6 @@ class Settings:
     seed: int
     pack: str | None
     device: str
-
-    def save(self, directory: Path) -> None:
-        """Write `train.json` in one step that survives a power loss."""
-        document = json.dumps({"kind": _KIND, **asdict(self)}, indent=1)
-        Directory(directory).replace(RUN_FILE, document.encode())
-
-    @classmethod
-    def load(cls, directory: Path) -> "Settings":
-        """Read `train.json`; `StoreError` where there is none, `CorruptError` where it is not one of ours."""
-        file = directory / RUN_FILE
-        if not file.is_file():
-            raise StoreError(f"{directory}: no training here (there is no {RUN_FILE}); `weightbank train` makes one")
-        try:
-            found = json.loads(Directory(directory).read(RUN_FILE, _LIMIT))
-            if not isinstance(found, dict) or found.pop("kind", None) != _KIND:
-                raise CorruptError(f"{file}: not the settings of a training run")
-            return cls(**{field.name: _value(found, field.name, field.type) for field in fields(cls)})
-        except (ValueError, RecursionError) as error:
-            raise CorruptError(f"{file}: cannot be read: {error}") from error
 
 
 def precision_of(settings: Settings) -> Precision:
@@ -110,13 +93,3 @@ def _block(name: str) -> Block:
     if not name.isdigit() or int(name) < 1:
         raise PrecisionError(f"--block {name}: wanted small, conv, big, or a number of weights")
     return int(name)
-
-
-def _value(found: dict[str, Any], name: str, kind: Any) -> Any:
-    """The value of one setting, of the right type."""
-    if name not in found:
-        raise CorruptError(f"{RUN_FILE}: '{name}' is missing")
-    value = float(found[name]) if kind is float and type(found[name]) is int else found[name]
-    if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
-        raise CorruptError(f"{RUN_FILE}: {name}={value!r}; wanted {getattr(kind, '__name__', kind)}")
-    return value

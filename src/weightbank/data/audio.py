@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightbank.data.columns import Columns
-from weightbank.data.encoded import Decoded, checked_label
+from weightbank.data.encoded import Decoded, TableRows
 from weightbank.data.folders import Clip, clips
 from weightbank.data.images import LIMIT, ImageData, from_arrays
 from weightbank.data.mel import LogMel
@@ -99,22 +99,13 @@ def _decode_rows(
 ) -> Decoded:
     """Decode `count` rows of a table, one at a time."""
     array = _Spectrograms(front, count, source, limit)
-    labels: list[int] = []
-    splits: list[str | None] = []
-    for number, row in enumerate(rows):
-        where = f"{source}, row {number:,}"
-        if number == count:
-            raise DataError(f"{source} promises {count:,} rows and has more; the file is damaged")
-        labels.append(checked_label(row[columns.label], where))
-        if columns.split is not None:
-            splits.append(row[columns.split])
+    read = TableRows(columns, count, source)
+    for number, row, where in read.each(rows):
         encoded = columns.encoded(row)
         if encoded is None:
             raise DataError(f"{where} has no bytes; a path alone is not followed: store the bytes in the table")
         array.put(number, encoded, where)
-    if len(labels) < count:
-        raise DataError(f"{source} promises {count:,} rows and has {len(labels):,}; the file is damaged")
-    return Decoded(array.levels, torch.tensor(labels, dtype=torch.int64), splits)
+    return Decoded(array.levels, read.targets, read.splits)
 
 
 def _decode_clips(found: list[Clip], path: Path, front: LogMel, limit: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ the size of the first, and the array is made once, when its size is known to be 
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,24 +51,44 @@ def decode(rows: Iterable[Mapping[str, Any]], columns: Columns, count: int, *, s
     if count < 1:
         raise DataError(f"{source} has {count:,} rows; wanted at least one")
     pixels: NDArray[Any] | None = None
-    labels: list[int] = []
-    splits: list[str | None] = []
+    read = TableRows(columns, count, source)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
-        for number, row in enumerate(rows):
-            where = f"{source}, row {number:,}"
-            if number == count:
-                raise DataError(f"{source} promises {count:,} rows and has more; the file is damaged")
-            labels.append(checked_label(row[columns.label], where))
-            if columns.split is not None:
-                splits.append(row[columns.split])
+        for number, row, where in read.each(rows):
             picture = _open(pillow, columns.encoded(row), where)
             if pixels is None:
                 pixels = _allocate(picture, count, source, limit)
             _fill(pixels[number], picture, where)
-    if pixels is None or len(labels) < count:
-        raise DataError(f"{source} promises {count:,} rows and has {len(labels):,}; the file is damaged")
-    return Decoded(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64), splits)
+    assert pixels is not None  # there is a row, and so a first picture
+    return Decoded(torch.from_numpy(pixels), read.targets, read.splits)
+
+
+class TableRows:
+    """The labels and splits of the `count` rows that a table promises, collected while its rows go by."""
+
+    def __init__(self, columns: Columns, count: int, source: str) -> None:
+        self.columns, self.count, self.source = columns, count, source
+        self.labels: list[int] = []
+        self.splits: list[str | None] = []
+
+    def each(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any], str]]:
+        """Number, row, and how to name it; `DataError` for more or fewer rows than promised, or no label."""
+        for number, row in enumerate(rows):
+            where = f"{self.source}, row {number:,}"
+            if number == self.count:
+                raise DataError(f"{self.source} promises {self.count:,} rows and has more; the file is damaged")
+            self.labels.append(checked_label(row[self.columns.label], where))
+            if self.columns.split is not None:
+                self.splits.append(row[self.columns.split])
+            yield number, row, where
+        if len(self.labels) < self.count:
+            has = f"{len(self.labels):,}"
+            raise DataError(f"{self.source} promises {self.count:,} rows and has {has}; the file is damaged")
+
+    @property
+    def targets(self) -> Int64[Tensor, " N"]:
+        """The labels as targets."""
+        return torch.tensor(self.labels, dtype=torch.int64)
 
 
 def checked_label(label: int | None, where: str) -> int:

@@ -5,7 +5,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from weightbank.errors import LayoutError
 from weightbank.layout import Layout
+from weightbank.task import Task
 from weightbank.types import Draws, Flat
 
 
@@ -53,3 +55,13 @@ def each_draw(law: WeightDistribution, count: int, generator: torch.Generator | 
     if isinstance(law, StreamedDistribution):
         return law.draws(count, generator=generator)
     return iter(law.sample(count, generator=generator).unbind(0))
+
+
+def check_over(law: WeightDistribution, task: Task) -> None:
+    """Raise `LayoutError` unless `law` is over the weights of `task`."""
+    if law.layout.fingerprint != task.layout.fingerprint:
+        raise LayoutError(
+            f"the law is over {law.layout.size:,} weights ({', '.join(law.layout.names[:4])}, ...), task '{task.name}' "
+            f"over {task.layout.size:,} ({', '.join(task.layout.names[:4])}, ...), of other names or shapes; build it "
+            "from task.layout"
+        )

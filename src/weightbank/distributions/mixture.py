@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution, seed_of
+from weightbank.distributions.distribution import WeightDistribution, each_draw, seed_of
 from weightbank.errors import LayoutError, StoreError
 from weightbank.layout import Layout
 from weightbank.types import Draws, Flat
@@ -58,10 +58,8 @@ class Mixture:
         for number, law in enumerate(self.components):
             share = count // len(self.components) + (number < count % len(self.components))
             own = torch.Generator().manual_seed(seed ^ number)
-            if share and isinstance(law, StreamedDistribution):
-                yield from law.draws(share, generator=own)
-            elif share:
-                yield from law.sample(share, generator=own)
+            if share:
+                yield from each_draw(law, share, own)
 
     def _mean(self) -> torch.Tensor:
         total = torch.zeros(self.layout.size, dtype=torch.float64)

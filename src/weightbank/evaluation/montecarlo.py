@@ -1,15 +1,14 @@
 """Predictions of a task under a law over its weights, averaged over draws that stream by (Bayesian model average)."""
 
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution
+from weightbank.distributions.distribution import WeightDistribution, check_over, each_draw
 from weightbank.distributions.packed import PackedWeights
 from weightbank.distributions.point import Point
-from weightbank.errors import DataError, LayoutError
+from weightbank.errors import DataError
 from weightbank.evaluation.estimate import Estimate
 from weightbank.evaluation.evaluation import Evaluation
 from weightbank.evaluation.forward import (
@@ -92,11 +91,7 @@ def evaluate(
         raise DataError(f"stderr={stderr}; wanted a positive standard error to stop at, or None")
     if isinstance(law, torch.Tensor):
         law = Point(law, task.layout)
-    if law.layout.fingerprint != task.layout.fingerprint:
-        raise LayoutError(
-            f"the law is over {law.layout.size:,} weights ({', '.join(law.layout.names[:4])}, ...), task '{task.name}' "
-            f"over {task.layout.size:,} ({', '.join(task.layout.names[:4])}, ...); build it from task.layout"
-        )
+    check_over(law, task)
     samples = 1 if isinstance(law, (Point, PackedWeights)) else samples
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     load, size = _forward(task, batch_norm, batch_norm_batches, vectorize, generator.initial_seed())
@@ -113,7 +108,7 @@ def evaluate(
         progress(f"{task.name}: draws", total=samples) as bar,
     ):
         done = 0
-        for group in in_groups(_draws(law, samples, generator), size, task):
+        for group in in_groups(each_draw(law, samples, generator), size, task):
             forward = load(group)
             count = len(group)
             read = known.read(forward, done, count)
@@ -142,12 +137,6 @@ def _check(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise DataError(f"{name}={count}; wanted at least 1")
-
-
-def _draws(law: WeightDistribution, samples: int, generator: torch.Generator) -> Iterable[Flat]:
-    if isinstance(law, StreamedDistribution):
-        return law.draws(samples, generator=generator)
-    return law.sample(samples, generator=generator).unbind(0)
 
 
 def _forward(

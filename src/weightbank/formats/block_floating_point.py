@@ -1,6 +1,7 @@
 """Block floating point: the weights of a block share one exponent (SWALP, Yang et al., ICML 2019, arXiv 1904.11943)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from weightbank.errors import FormatError
@@ -41,7 +42,7 @@ class BlockFloatingPoint(Coded):
         codes = "" if self.codes == "full" else f", codes={self.codes!r}"
         return f"BlockFloatingPoint({self.bits}{block}{exponent}{codes})"
 
-    @property
+    @cached_property
     def codec(self) -> Codec:
         """Whole codes with signed exponents."""
         symmetric, half = self.codes == "symmetric", 1 << (self.exponent_bits - 1)

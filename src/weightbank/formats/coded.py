@@ -2,6 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class Codec(NamedTuple):
 class Coded(ABC):
     """A format of codes on a grid, given its `codec`; see `Format` for what every method does."""
 
-    @property
+    @cached_property
     @abstractmethod
     def codec(self) -> Codec:
         """The arithmetic of this format."""
@@ -122,7 +123,7 @@ class Coded(ABC):
         flat = unpack_codes(raw[None], grid.bits, signed=grid.signed)[0, : packed.numel]
         return write(blocks.join(self._values(blocks.split(flat.view(packed.shape)), packed.scales), packed.shape), out)
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """Columns of a tile of a stored row, or 0: rows need blocks of a power of two along the row, of whole bytes."""
         grid, scale, block = self.codec

@@ -1,6 +1,7 @@
 """Fixed point: whole multiples of one step (SWALP, Yang et al., ICML 2019, arXiv 1904.11943, eq. 1)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from weightbank.errors import FormatError
@@ -32,7 +33,7 @@ class FixedPoint(Coded):
         codes = "" if self.codes == "full" else f", codes={self.codes!r}"
         return f"FixedPoint({self.bits}, {self.fraction}{codes})"
 
-    @property
+    @cached_property
     def codec(self) -> Codec:
         """One grid for all weights, no scales."""
         return Codec(Whole(self.bits, self.fraction, self.codes == "symmetric"))

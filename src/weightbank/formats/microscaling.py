@@ -1,6 +1,7 @@
 """OCP Microscaling: small elements in blocks of 32 which share a power of two (OCP MX v1.0, 2023)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from weightbank.errors import FormatError
 from weightbank.formats.blocks import Tile, check_block, whole
@@ -42,7 +43,7 @@ class Microscaling(Coded):
         block = "" if self.block == 32 else f", block={self.block}"
         return f"Microscaling({self.name!r}{axis}{block})"
 
-    @property
+    @cached_property
     def codec(self) -> Codec:
         """The element's grid, with E8M0 scales."""
         grid = ELEMENTS[self.name]

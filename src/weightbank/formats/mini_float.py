@@ -1,6 +1,7 @@
 """Small floats, each weight alone: IEEE-like types of any width, and the OCP FP8, FP6 and FP4 (OFP8 v1.0, MX v1.0)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from weightbank.errors import FormatError
@@ -57,7 +58,7 @@ class MiniFloat(Coded):
         assert isinstance(grid, Small)
         return float(meanings(grid)[grid.largest])
 
-    @property
+    @cached_property
     def codec(self) -> Codec:
         """One grid for all weights, no scales."""
         bias = (1 << (self.exponent - 1)) - 1 if self.bias is None else self.bias

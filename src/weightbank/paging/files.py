@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from zlib_ng.zlib_ng import crc32
 
@@ -179,8 +178,7 @@ class _Reader:
 
     def _owner(self, mapped: bool) -> Owner:
         if mapped:
-            with safe_open(self.path, framework="pt") as opened:
-                tensor = opened.get_tensor("owner")
+            tensor = self.file.map("owner")
             self._check("owner", tensor)
         else:
             tensor = self._read("owner")

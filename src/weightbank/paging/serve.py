@@ -66,7 +66,8 @@ class Generation:
 
     def law(self, name: str) -> TenantLaw:
         """A tenant as a law over its weights."""
-        return TenantLaw(self.tenant(name), self.theta(name))
+        tenant = self.tenant(name)
+        return TenantLaw(self.theta(name), tenant.layout, tenant)
 
     def tenant(self, name: str) -> Tenant:
         """The tenant of a name; `LayoutError` lists the names there are."""

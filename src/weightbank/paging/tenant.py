@@ -1,7 +1,7 @@
 """A network in the pool: its weights' places, what it does not share, and the law that its shared weights are."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +9,11 @@ import torch
 from jaxtyping import BFloat16
 from torch import Tensor, nn
 
+from weightbank.distributions import Point
 from weightbank.errors import LayoutError
 from weightbank.layout import Layout
 from weightbank.paging.placement import Placement
-from weightbank.types import Draws, Flat
+from weightbank.types import Flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,32 +53,11 @@ class Tenant:
         return {key: own[name].clone() for key, name in self.keys.items()}
 
 
-class TenantLaw:
-    """What one generation of a pool holds of a network: all mass on one θ, a `WeightDistribution`."""
+@dataclass(frozen=True, eq=False, repr=False)
+class TenantLaw(Point):
+    """What one generation of a pool holds of a network: all mass on one θ, a float32 copy made when asked for."""
 
-    def __init__(self, tenant: Tenant, theta: Flat) -> None:
-        self.tenant, self._theta = tenant, theta
-
-    @property
-    def layout(self) -> Layout:
-        """Which weight stands where in θ."""
-        return self.tenant.layout
-
-    def mean(self) -> Flat:
-        """θ as the pool holds it, shape (P,), in float32; a copy made when the pool was asked for this tenant."""
-        return self._theta
-
-    def variance(self) -> Flat:
-        """Zero, shape (P,)."""
-        return torch.zeros_like(self._theta)
-
-    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Draws:
-        """`count` views of θ, shape (S, P), no copy."""
-        return self._theta.expand(count, -1)
-
-    def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
-        """θ, `count` times."""
-        return iter([self._theta] * count)
+    tenant: Tenant
 
     def __repr__(self) -> str:
         return f"TenantLaw({self.tenant.name!r}, {self.layout.size:,} weights)"

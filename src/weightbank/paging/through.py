@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from weightbank.distributions.distribution import StreamedDistribution, WeightDistribution
+from weightbank.distributions.distribution import WeightDistribution, each_draw
 from weightbank.errors import LayoutError
 from weightbank.layout import Layout
 from weightbank.paging.pool import Pool
@@ -82,10 +82,7 @@ class Through:
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same draws one at a time."""
-        if isinstance(self.law, StreamedDistribution):
-            yield from map(self._of, self.law.draws(count, generator=generator))
-        else:
-            yield from map(self._of, self.law.sample(count, generator=generator))
+        yield from map(self._of, each_draw(self.law, count, generator))
 
     def _of(self, memory: Tensor) -> Tensor:
         return self.tenant.placement.gather(memory)

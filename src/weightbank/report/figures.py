@@ -151,20 +151,24 @@ def _names(axes: "Axes", first: dict[str, Row], axis: str, theme: Theme) -> None
     apart = spread([place[0] for place in order], 1.25 * SIZE, 0.0, height)
     names = list(first)
     for (_, number, x, y), at in zip(order, apart, strict=True):
-        colour = theme.lines[number % len(theme.lines)]
-        axes.annotate(
-            names[number],
-            (x, y),
-            (-12, at),
-            xycoords="data",
-            textcoords=("axes points", "axes points"),
-            ha="right",
-            va="center",
-            fontsize=SIZE,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (1, 0.5), "shrinkA": 0},
-            annotation_clip=False,
-        )
+        name_left_of(axes, (x, y), at, names[number], theme.lines[number % len(theme.lines)])
+
+
+def name_left_of(axes: "Axes", point: tuple[float, float], at: float, name: str, colour: str) -> None:
+    """A line's name left of its first point, its middle `at` so many typographic points up the axes, with a leader."""
+    axes.annotate(
+        name,
+        point,
+        (-12, at),
+        xycoords="data",
+        textcoords=("axes points", "axes points"),
+        ha="right",
+        va="center",
+        fontsize=SIZE,
+        color=colour,
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (1, 0.5), "shrinkA": 0},
+        annotation_clip=False,
+    )
 
 
 def _across(row: Row, axis: str) -> float:

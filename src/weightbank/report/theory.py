@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from weightbank.errors import DataError
 from weightbank.evaluation.estimate import Estimate
-from weightbank.report.figures import BOTTOM, HEIGHT, RIGHT, SIZE, SMALL, TOP, WIDTH, spread
+from weightbank.report.figures import BOTTOM, HEIGHT, RIGHT, SIZE, SMALL, TOP, WIDTH, name_left_of, spread
 from weightbank.report.saving import drawing
 from weightbank.report.themes import DARK, LIGHT, Theme
 
@@ -113,20 +113,9 @@ def _names(axes: "Axes", theme: Theme, names: list[str], lines: list[list[Compar
     wanted = [math.log(_shown(line[0].ratio) * 1.1 / LOWEST) / span * height for line in lines]
     order = sorted(range(len(names)), key=lambda number: wanted[number])
     for number, at in zip(order, spread([wanted[n] for n in order], 1.25 * SIZE, 0.0, height), strict=True):
-        colour, first = theme.lines[number % len(theme.lines)], lines[number][0]
-        axes.annotate(
-            names[number],
-            (first.predicted, _shown(first.ratio)),
-            (-12, at),
-            xycoords="data",
-            textcoords=("axes points", "axes points"),
-            ha="right",
-            va="center",
-            fontsize=SIZE,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (1, 0.5), "shrinkA": 0},
-            annotation_clip=False,
-        )
+        first = lines[number][0]
+        point = (first.predicted, _shown(first.ratio))
+        name_left_of(axes, point, at, names[number], theme.lines[number % len(theme.lines)])
 
 
 def _shown(ratio: float) -> float:
