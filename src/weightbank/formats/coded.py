@@ -66,13 +66,13 @@ class Coded(ABC):
         Contiguous float32 on the CPU, in blocks which follow one another, takes one pass and no temporary (numba);
         anything else takes plain torch and a few temporaries of the size of `x`.
         """
-        grid, scale, block = self.codec
         random = key if random_bits_wanted(rounding, key) else None
         if out is not None:
             check_out(x, out)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # before `codec`: a graph cannot hold the lock of a cached property
             values = opaque.quantize(x, repr(self), rounding, random)
             return values if out is None else write(values, out)
+        grid, scale, block = self.codec
         blocks = tiling(block, tuple(x.shape))
         if _compiled(blocks, x) and (out is None or _fits(out, x)):
             from weightbank.formats import kernels
