@@ -31,7 +31,7 @@ from measure import table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightbank import Device, Moments, Patchwork, Point, Pool, Rounded, RowLog, Task, TensorBatches, epochs, program
+from weightbank import Device, Moments, Point, Pool, Rounded, RowLog, Task, TensorBatches, epochs, pack, program
 from weightbank.budget import (
     Together,
     allocate,
@@ -47,7 +47,7 @@ from weightbank.curvature import ggn
 from weightbank.data import ImageData, load
 from weightbank.distributions import StreamedDistribution, WeightDistribution
 from weightbank.evaluation import Estimate, evaluate
-from weightbank.formats import BlockFloatingPoint, ByDimensions
+from weightbank.formats import BlockFloatingPoint, ByDimensions, Format, Mixed
 from weightbank.layout import Layout
 from weightbank.report import save_figure
 from weightbank.report.theory import Compared, theory_figure
@@ -275,15 +275,12 @@ def per_example(task: Task, law: WeightDistribution) -> tuple[Tensor, Tensor]:
     return -true.clamp(min=1e-12).log(), (found.probabilities.argmax(1) == found.targets).double()
 
 
-def by_rows(layout: Layout) -> Layout:
-    """The same vector with every output channel a tensor of its own."""
-    rows = nn.Module()
-    for entry in layout.entries:
-        count = entry.shape[0] if len(entry.shape) > 1 else 1
-        for row in range(count):
-            name = f"{entry.name.replace('.', '_')}_{row}"
-            rows.register_parameter(name, nn.Parameter(torch.empty(entry.size // count, device="meta")))
-    return Layout.of(rows)
+def bits_of(format: Format) -> float:
+    """Of a code, in the mean over rows."""
+    if isinstance(format, Mixed):
+        return sum(bits_of(format.formats[int(row, 36)]) for row in format.rows) / len(format.rows)
+    assert isinstance(format, BlockFloatingPoint)
+    return format.bits
 
 
 def mixed(kinds: dict[str, list[Task]]) -> None:
@@ -298,13 +295,12 @@ def mixed(kinds: dict[str, list[Task]]) -> None:
                 for task, h in zip(tasks, scores, strict=True):
                     theta, one = task.theta(), Point(task.theta(), task.layout)
                     budget = float(format_options(theta, task.layout, h, formats).costs["bytes"][:, bits - 2].sum())
-                    layout = task.layout if name == "tensor" else by_rows(task.layout)
-                    named = len(layout.entries)  # bytes that tell the formats
-                    chosen = mixed_precision(theta, layout, h, bytes=budget - named, formats=formats)
-                    laws = {each: Rounded(Point(theta, layout), format) for each, format in chosen.items()}
-                    after = Point(Patchwork(layout, laws).mean(), task.layout)
+                    named = len(task.layout.entries)  # bytes that tell the formats; by row they are counted already
+                    chosen = mixed_precision(theta, task.layout, h, bytes=budget - named, formats=formats, by=name)
+                    after = pack(theta, task.layout, chosen)
+                    assert after.nbytes <= budget
                     found.append((*per_example(task, Rounded(one, formats[bits - 2])), *per_example(task, after)))
-                    means.append(sum(chosen[e.name].bits * e.size for e in layout.entries) / layout.size)
+                    means.append(sum(bits_of(chosen[e.name]) * e.size for e in task.layout.entries) / task.layout.size)
                 nll, right, after_nll, after_right = (torch.stack(part).mean(0) for part in zip(*found, strict=True))
                 saved, gained = Estimate.over(nll - after_nll), Estimate.over(after_right - right)
                 cells = (f"{float(nll.mean()):.3f}", name, f"{float(after_nll.mean()):.3f}", saved.text, gained.text)

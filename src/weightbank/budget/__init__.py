@@ -3,7 +3,7 @@
 from weightbank.budget.allocation import Allocation, Options, allocate
 from weightbank.budget.along import increase_along
 from weightbank.budget.increase import Together, displacement, expected_increase, measured_increase
-from weightbank.budget.precision import format_options, mixed_precision
+from weightbank.budget.precision import format_options, mixed_precision, row_format_options
 
 __all__ = [
     "Allocation",
@@ -16,4 +16,5 @@ __all__ = [
     "increase_along",
     "measured_increase",
     "mixed_precision",
+    "row_format_options",
 ]

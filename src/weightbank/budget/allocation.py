@@ -98,7 +98,8 @@ def allocate(options: Options, budget: Mapping[str, float], *, exact: bool | Non
             raise CapacityError(f"the cheapest options need {least:,.6g} {name}, the budget is {limit:,.6g}")
     found = _solve(increase, costs, limits)
     choice, bound = found.choice, found.bound
-    if exact or (exact is None and increase.numel() <= EXACT):
+    proven = found.feasible and float(increase.gather(1, choice[:, None]).sum()) <= bound
+    if not proven and (exact or (exact is None and increase.numel() <= EXACT)):
         choice, bound = _exactly(increase, costs, limits)
     elif not found.feasible:
         raise CapacityError(f"no choice of options was found within {dict(budget)}; raise one of the budgets")

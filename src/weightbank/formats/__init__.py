@@ -6,6 +6,7 @@ from weightbank.formats.fixed_point import FixedPoint
 from weightbank.formats.format import Format, Rounding
 from weightbank.formats.microscaling import Microscaling
 from weightbank.formats.mini_float import MiniFloat
+from weightbank.formats.mixed import Mixed
 from weightbank.formats.native import Native
 from weightbank.formats.packed import Packed
 from weightbank.formats.parse import format_of
@@ -18,6 +19,7 @@ __all__ = [
     "Format",
     "Microscaling",
     "MiniFloat",
+    "Mixed",
     "Native",
     "Packed",
     "Per",

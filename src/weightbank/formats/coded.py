@@ -1,5 +1,6 @@
 """What all formats of codes do alike: cut a tensor into blocks, round each to its grid, store codes and scales."""
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -109,8 +110,8 @@ class Coded(ABC):
         grid, scale, block = self.codec
         check_shape(packed)
         blocks = tiling(block, packed.shape)
-        scales = 0 if scale.constant else blocks.blocks
-        check_packed(packed, codes=_code_bytes(packed.numel, grid.bits), scales=scales, dtype=scale.stored)
+        code_bytes, scales = self.packed_bytes(packed.shape)
+        check_packed(packed, codes=code_bytes, scales=scales, dtype=scale.stored)
         codes = packed.codes
         if grid.bits <= 8 and imported() and blocks.in_order and codes.device.type == "cpu" and codes.is_contiguous():
             from weightbank.formats import row_kernels
@@ -122,6 +123,16 @@ class Coded(ABC):
         raw = torch.nn.functional.pad(codes, (0, -codes.numel() % (group(grid.bits) * grid.bits // 8)))
         flat = unpack_codes(raw[None], grid.bits, signed=grid.signed)[0, : packed.numel]
         return write(blocks.join(self._values(blocks.split(flat.view(packed.shape)), packed.scales), packed.shape), out)
+
+    def packed_bytes(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of codes, and scales of a byte each, of a packed tensor of this shape."""
+        grid, scale, block = self.codec
+        return _code_bytes(math.prod(shape), grid.bits), 0 if scale.constant else tiling(block, shape).blocks
+
+    @property
+    def unsigned_scales(self) -> bool:
+        """Whether scales are stored as uint8 (E8M0), not int8."""
+        return self.codec.scale.stored == torch.uint8
 
     @cached_property
     def columns(self) -> int:

@@ -1,5 +1,6 @@
 """The floating-point types of the machine as formats: float32, bfloat16, float16."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +81,13 @@ class Native:
 
     def unpack(self, packed: Packed, *, out: Tensor | None = None) -> Tensor:
         """The float32 values; raises FormatError when the byte counts do not fit the shape."""
-        check_packed(packed, codes=self.row_bytes(packed.numel), scales=0)
+        code_bytes, scales = self.packed_bytes(packed.shape)
+        check_packed(packed, codes=code_bytes, scales=scales)
         return write(_typed(packed.codes[None], self.dtype).reshape(packed.shape), out)
+
+    def packed_bytes(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of a packed tensor of this shape; no scales."""
+        return self.row_bytes(math.prod(shape)), 0
 
     @property
     def columns(self) -> int:

@@ -1,6 +1,7 @@
 """A format from what people write: a Format, a torch dtype, a short name, or a repr; nothing is ever evaluated."""
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -12,6 +13,7 @@ from weightbank.formats.fixed_point import FixedPoint
 from weightbank.formats.format import Format
 from weightbank.formats.microscaling import ELEMENTS, Microscaling
 from weightbank.formats.mini_float import MiniFloat
+from weightbank.formats.mixed import Mixed
 from weightbank.formats.native import DTYPES, Native
 
 SHORT: dict[str, Format] = {
@@ -38,6 +40,7 @@ FORMATS: dict[str, Callable[..., Format]] = {
 }
 BLOCKS: dict[str, Callable[..., object]] = {"Per": Per, "Tile": Tile, "ByDimensions": ByDimensions}
 LONGEST = 200  # characters; a longer text is not a format
+MIXED = re.compile(r"Mixed\(\((.{1,3600})\), '([0-9a-z]{1,1000000})'\)")
 
 
 def format_of(spec: Format | torch.dtype | str) -> Format:
@@ -68,7 +71,14 @@ def format_of(spec: Format | torch.dtype | str) -> Format:
 
 def _parse(text: str) -> Format:
     """`Class(value, name=value)` for the formats above; a value is a literal, or one of the blocks above."""
+    mixed = MIXED.fullmatch(text)
     try:
+        if mixed is not None:
+            formats = ast.parse(f"[{mixed[1]}]", mode="eval").body
+            if not isinstance(formats, ast.List):
+                raise ValueError("not a tuple of formats")
+            parts = [_call(node, FORMATS) for node in formats.elts]
+            return Mixed(tuple(part for part in parts if isinstance(part, Format)), mixed[2])
         node = ast.parse(text if len(text) <= LONGEST else "", mode="eval").body
         made = _call(node, FORMATS)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
