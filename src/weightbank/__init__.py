@@ -116,6 +116,7 @@ _PACKAGES = (
     "distributions",
     "evaluation",
     "formats",
+    "integrations",
     "lowprecision",
     "paging",
     "posterior",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from weightbank.errors import DivergedError, ResumeError, WeightbankError
+from weightbank.logs import EpochRecord
 from weightbank.progress import progress
 from weightbank.store.state import load_state, save_state
 from weightbank.task import Task, apply
@@ -57,11 +58,18 @@ class Scheduler(Stateful, Protocol):
 
 @dataclass
 class Position:
-    """Epochs finished, batches of the running epoch done, optimizer steps in all."""
+    """Epochs finished, optimizer steps in all; of the running epoch batches, examples, sum of losses and seconds."""
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    examples: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> None:
+        """Begin the next one."""
+        self.epoch, self.batch, self.examples, self.loss, self.seconds = self.epoch + 1, 0, 0, 0.0, 0.0
 
 
 def epochs(
@@ -75,6 +83,7 @@ def epochs(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     stateful: Mapping[str, Stateful] | None = None,
+    log: Callable[[EpochRecord], Any] | None = None,
 ) -> Iterator[int]:
     """Train `task.model` on `task.train` and yield the number of each epoch (from 0) after it.
 
@@ -86,6 +95,7 @@ def epochs(
         run goes on from it and ends with the same bits as one that was never stopped, also in the middle of an epoch.
         Ctrl-C finishes the step, saves, and then raises `KeyboardInterrupt`.
     stateful: further things to save, by name, such as `{"moments": moments}`.
+    log: called after each epoch with its mean training loss and more, such as a `weightbank.logs.TrainingLog`.
 
     Raises `DivergedError` when the loss is NaN or infinite, before the weights are handed to anyone, and `DataError`
     when there are no training batches.
@@ -99,10 +109,12 @@ def epochs(
     with progress(f"training {task.name}", total) as bar, _deferred_interrupt(run.path is not None) as interrupted:
         bar.advance(done.step)
         while done.epoch < count:
-            saved = time.monotonic()
+            saved = start = time.monotonic()
+            before = done.seconds
             for x, y in run.batches(done):
-                loss = _step(task, optimizer, x, y)
-                done.batch, done.step = done.batch + 1, done.step + 1
+                loss, examples = _step(task, optimizer, x, y), y.shape[0] if y.ndim else 1
+                done.batch, done.step, done.examples = done.batch + 1, done.step + 1, done.examples + examples
+                done.loss, done.seconds = done.loss + loss * examples, before + time.monotonic() - start
                 if not math.isfinite(loss):
                     raise DivergedError(
                         f"{task.name}: loss is {loss} at step {done.step} (epoch {done.epoch}, batch {done.batch}); "
@@ -117,13 +129,16 @@ def epochs(
                     if interrupted():
                         raise KeyboardInterrupt
                     bar.note(f"loss {loss:.4f}")
+            if log is not None:
+                rate = float(optimizer.param_groups[0]["lr"])
+                log(EpochRecord(done.epoch, done.step, done.loss / max(done.examples, 1), rate, done.seconds))
             if scheduler is not None:
                 scheduler.step()
             if each_epoch is not None:
                 each_epoch(task.layout.ravel(task.model, out=theta), step=done.step)
             bar.note(f"loss {loss:.4f}")
             yield done.epoch
-            done.epoch, done.batch = done.epoch + 1, 0
+            done.next_epoch()
             run.save(done)
             if interrupted():
                 raise KeyboardInterrupt

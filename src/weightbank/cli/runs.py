@@ -1,6 +1,7 @@
 """From the settings of a run to its data, model, rows and results."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from weightbank.cli.tables import comparison, show_comparison
 from weightbank.data import ImageData, load
 from weightbank.distributions import Moments
 from weightbank.errors import DataError, StoreError
+from weightbank.logs import TrainingLog
 from weightbank.posterior import Timings, compare, plan, record, swag_schedule
 from weightbank.posterior.plan import Plan
 from weightbank.sizes import readable
@@ -137,18 +139,21 @@ def train(prepared: Prepared, directory: Path, rows: RowLog, timings: Timings) -
     scheduler = None
     if settings.schedule == "swag":
         scheduler = swag_schedule(optimizer, start=max(1, settings.skip_epochs), lr=settings.swa_learning_rate)
+    kept = settings.medium != "memory"
     try:
-        seconds = record(
-            task,
-            optimizer,
-            moments,
-            epochs=settings.epochs,
-            directory=None if settings.medium == "memory" else directory,
-            every=settings.every,
-            skip_epochs=settings.skip_epochs,
-            scheduler=scheduler,
-            timings=timings,
-        )
+        with TrainingLog(directory) if kept else nullcontext() as log:
+            seconds = record(
+                task,
+                optimizer,
+                moments,
+                epochs=settings.epochs,
+                directory=directory if kept else None,
+                every=settings.every,
+                skip_epochs=settings.skip_epochs,
+                scheduler=scheduler,
+                timings=timings,
+                log=log,
+            )
     except BaseException:
         moments.close()
         raise

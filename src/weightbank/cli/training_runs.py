@@ -1,6 +1,7 @@
 """From the settings of a low-precision training run to its weights, its average, and their comparison."""
 
 from collections.abc import Sized
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -19,6 +20,7 @@ from weightbank.errors import StoreError
 from weightbank.evaluation import Evaluation, evaluate
 from weightbank.formats import Format, Native, format_of
 from weightbank.layout import Layout
+from weightbank.logs import TrainingLog
 from weightbank.lowprecision import (
     Attached,
     ExactAverage,
@@ -98,17 +100,19 @@ def train(settings: Settings, task: Task, attached: Attached, directory: Path | 
         if step > first and (step - first) % every == 0:
             average.update(theta)
 
-    for epoch in epochs(
-        task,
-        optimizer,
-        count=settings.epochs,
-        each_step=each_step if every else None,
-        scheduler=LambdaLR(optimizer, factor),
-        checkpoint=None if directory is None else directory / CHECKPOINT,
-        stateful={"average": average},
-    ):
-        if not every and epoch >= settings.average_from:
-            average.update(task.theta())
+    with nullcontext() if directory is None else TrainingLog(directory) as log:
+        for epoch in epochs(
+            task,
+            optimizer,
+            count=settings.epochs,
+            each_step=each_step if every else None,
+            scheduler=LambdaLR(optimizer, factor),
+            checkpoint=None if directory is None else directory / CHECKPOINT,
+            stateful={"average": average},
+            log=log,
+        ):
+            if not every and epoch >= settings.average_from:
+                average.update(task.theta())
     return average
 
 

@@ -1,7 +1,7 @@
 """Train a task and record its iterates: one function for a new run and for one that was stopped or killed."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from weightbank.distributions import Moments
 from weightbank.errors import DataError
+from weightbank.logs import EpochRecord
 from weightbank.posterior.timings import Timings
 from weightbank.store.arrays import ArrayFile
 from weightbank.task import Task
@@ -31,6 +32,7 @@ def record(
     scheduler: Scheduler | None = None,
     timings: Timings | None = None,
     checkpoint_seconds: float = 60.0,
+    log: Callable[[EpochRecord], Any] | None = None,
 ) -> float:
     """Train for `epochs` and give the weights after every `every`-th minibatch of an epoch to `moments`.
 
@@ -53,6 +55,7 @@ def record(
         scheduler: of the learning rate, stepped after each epoch; constant if there is none.
         timings: takes "epoch 0 time (s)" and so on.
         checkpoint_seconds: the longest time between two checkpoints.
+        log: takes the mean training loss of each epoch and more, such as a `weightbank.logs.TrainingLog`.
 
     Returns the seconds of training in all, those before a stop included.
 
@@ -80,6 +83,7 @@ def record(
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
         stateful=stateful,
+        log=log,
     )
     try:
         for epoch in run:
