@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import typer
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from weightbank.cli.console import Commands
 from weightbank.cli.report import report
-from weightbank.report.page import section_of
 from weightbank.report.results import KINDS, load_result
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "results.schema.json"
@@ -34,11 +34,18 @@ pages add        | pages add pool.safetensors mlp -e 1
 pages tune       | pages tune pool.safetensors --steps 4 --tolerance 1
 pages evaluate   | pages evaluate pool.safetensors
 pages list       | pages list pool.safetensors
+pages plot       | pages plot pool.safetensors -o pool.svg
+pages run        | pages run memory
 pages remove     | pages remove pool.safetensors mlp
+inspect          | inspect small_cnn
+inspect          | inspect run
+inspect          | inspect law.safetensors
+inspect          | inspect trained/average.safetensors
+inspect          | inspect pool.safetensors
 """
 WITHOUT = {"posterior plan --rule paper", "posterior info", "posterior export", "cim curvature"}
-WITHOUT |= {"pages create", "pages add", "pages remove"}
-"""Kinds whose numbers need no figure."""
+WITHOUT |= {"pages create", "pages add", "pages remove", "inspect run", "inspect pool.safetensors"}
+"""Commands whose numbers need no figure."""
 
 
 @pytest.fixture
@@ -51,31 +58,33 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return lambda *arguments: CliRunner().invoke(app, ["report", *arguments])
 
 
-def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a value is of the schema's type and has what it requires; what the schema does not name is free."""
-    kind = schema.get("type")
-    types = {"string": str, "boolean": bool, "number": (int, float), "object": dict, "array": list, None: object}
-    if not isinstance(value, types[kind]) or (kind == "number" and isinstance(value, bool)):
-        return False
-    if isinstance(value, dict) and not set(schema.get("required", [])) <= set(value):
-        return False
-    return all(fits(value[name], part) for name, part in schema.get("properties", {}).items() if name in value)
-
-
 def test_the_schema_names_every_kind_of_result() -> None:
-    kinds = json.loads(SCHEMA.read_text())["anyOf"]
-    described = [(kind["title"], set(kind["required"]), kind["description"]) for kind in kinds]
-    assert described == [(f"weightbank {kind.command}", set(kind.keys), kind.see) for kind in KINDS]
-    plan = next(kind for kind in kinds if kind["title"] == "weightbank posterior plan")
-    good = {"iterates": 3, "disk": {}, "working": {}, "memory": {}, "shortage": {}}
-    assert fits(good, plan)
-    assert not fits({**good, "iterates": "3"}, plan)
-    assert not fits({"iterates": 3}, plan)
+    schema = json.loads(SCHEMA.read_text())
+    Draft202012Validator.check_schema(schema)
+    described = {kind["title"]: kind for kind in schema["anyOf"]}
+    assert len(described) == len(schema["anyOf"])
+    for kind in KINDS:
+        own = described.pop(f"weightbank {kind.command}")
+        assert own["description"] == kind.see
+        assert kind.keys <= set(own["required"])
+    assert set(described) == {"weightbank tour", "weightbank report"}  # nothing to make a page of
+
+
+def test_the_schema_refuses_what_no_command_prints(validator: Callable[[str], Any]) -> None:
+    rows = {"rule": "paper", "epochs": {"model_2fc": {"1gb": 1}}}
+    removed = validator("pages remove")
+    assert removed.is_valid({"removed": "a", "left": ["b"]})
+    assert not removed.is_valid({"removed": "a", "left": "b"})
+    assert not removed.is_valid({"removed": "a"})
+    assert not validator("cim plan").is_valid(rows)
 
 
 @pytest.mark.slow
-def test_the_output_of_every_command_is_known_and_drawn(cli: Callable[..., Any], made: Callable[..., Any]) -> None:
-    names, schemas = [], json.loads(SCHEMA.read_text())["anyOf"]
+def test_the_output_of_every_command_is_known_and_drawn(
+    cli: Callable[..., Any], made: Callable[..., Any], validator: Callable[[str], Any]
+) -> None:
+    names: list[str] = []
+    drawn = 0
     for line in RUNS.strip().splitlines():
         command, _, arguments = (part.strip() for part in line.partition("|"))
         found = cli(*arguments.split(), "--json")
@@ -85,17 +94,18 @@ def test_the_output_of_every_command_is_known_and_drawn(cli: Callable[..., Any],
         names.append(str(path))
         result = load_result(path)
         assert result.kind.command == command
-        schema = next(kind for kind in schemas if kind["title"] == f"weightbank {command}")
-        assert fits(result.document, schema), command
-        section = section_of(result)
-        assert section.notes == (), command
-        assert len(section.pictures) == (command not in WITHOUT), command
+        validator(command).validate(result.document)
+        drawn += command not in WITHOUT and arguments not in WITHOUT
+        alone = made(str(path), "--json")
+        assert alone.exit_code == 0, (command, alone.stderr)
+        assert json.loads(alone.stdout)["figures"] == (command not in WITHOUT and arguments not in WITHOUT), arguments
     assert load_result("sweep/sweep.json").kind.command == "cim sweep"
     done = made(*names, "-o", "all.html", "--json")
     assert done.exit_code == 0
     facts = json.loads(done.stdout)
+    validator("report").validate(facts)
     assert facts["sections"] == len(names)
-    assert facts["figures"] == len(names) - len(WITHOUT)
+    assert facts["figures"] == drawn
     assert facts["bytes"] == Path("all.html").stat().st_size
 
 

@@ -22,10 +22,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_the_tour_shows_all_laws_and_keeps_nothing(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_tour_shows_all_laws_and_keeps_nothing(
+    cli: Callable[..., Any], tmp_path: Path, validator: Callable[[str], Any]
+) -> None:
     threads = torch.get_num_threads()
     result = cli("tour", "--json")
     document = json.loads(result.stdout)
+    validator("tour").validate(document)
     roles = ["last", "mean", "diagonal", "window", "spread", "all", "other", "snapshots"]
     assert [law["role"] for law in document["laws"]] == roles
     assert all("auroc" in law for law in document["laws"])

@@ -1,5 +1,6 @@
 """`weightbank report`: one HTML page from the `--json` output of any command."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,8 @@ from weightbank.errors import DataError
 if TYPE_CHECKING:
     from weightbank.report.pictures import Drawn
 
-MOST_ROWS, MOST_PAIRS = 1000, 300
-"""Of an experiment that are drawn: rows, and pairs of a heat map."""
+MOST_ROWS, MOST_PAIRS, MOST_STRIPS = 1000, 300, 40
+"""That are drawn: rows of an experiment, pairs of a heat map, networks of a pool."""
 
 EXAMPLES = "Example:\n\nweightbank report digits-sweep/sweep.json -o sweep.html"
 
@@ -33,7 +34,8 @@ def report(
     from weightbank.report.results import load_result
     from weightbank.store.media import Directory
 
-    sections = [section_of(load_result(path), {"pages run": _experiment}) for path in results]
+    draws = {"pages run": _experiment, "pages plot": _profile}
+    sections = [section_of(load_result(path), draws) for path in results]
     text = page(sections, title=title).encode()
     Directory(output.parent).replace(output.name, text)
     missing = [message for section in sections for message in section.notes]
@@ -55,3 +57,18 @@ def _experiment(document: Any) -> "Drawn":
         raise DataError(f"{len(rows):,} rows of '{experiment}'; at most {most:,} are drawn")
     named = [{key: plain(short(part)) if isinstance(part, str) else part for key, part in row.items()} for row in rows]
     return figure_of(experiment, named), "What was measured; the table below says what each column is."
+
+
+def _profile(document: Any) -> "Drawn":
+    """The figure that `pages plot` draws, of as many networks as it is made for."""
+    from weightbank.cli.pages_plot import figure_of
+    from weightbank.report.charts import plain, short
+
+    found, size = document["profile"], document["positions"]
+    if len(found) > MOST_STRIPS or any(len(values) > MOST_ROWS for values in found.values()):
+        raise DataError(f"{len(found)} strips; at most {MOST_STRIPS} of {MOST_ROWS:,} parts are drawn")
+    if not all(math.isfinite(value) and value >= 0 for values in found.values() for value in values) or size < 1:
+        raise DataError("a profile has numbers that are not finite or below 0")
+    named = {plain(short(name)) if name != "networks" else name: values for name, values in found.items()}
+    caption = "Importance of each network's weights along the pool. What to see: where several lie over one another."
+    return figure_of(named, size), caption

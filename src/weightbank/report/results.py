@@ -31,6 +31,7 @@ def _kind(command: str, keys: str, title: str, see: str) -> Kind:
 
 
 KINDS = (
+    _kind("inspect", "inspected", "What each job would need", "Bytes, cells and times before any work."),
     _kind(
         "cim sweep",
         "task clean fingerprint weights rows",
@@ -139,7 +140,6 @@ KINDS = (
         "pages add", "name weights shared packing zero_copy", "A network added to a pool", "How much of it is shared."
     ),
     _kind("pages remove", "removed left", "A network taken out of a pool", "Who is left."),
-    _kind("inspect", "inspected", "What each job would need", "Bytes, cells and times before any work."),
     _kind(
         "pages evaluate",
         "tenants",
