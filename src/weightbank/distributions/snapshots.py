@@ -33,7 +33,11 @@ class Snapshots:
 
         Raises `StoreError` if there are fewer than `count`.
         """
-        return torch.stack([theta.clone() for theta in self.draws(count)])
+        draws = self.draws(count)
+        out = torch.empty(self._check(count), self.layout.size)
+        for row, theta in zip(out, draws, strict=True):
+            row.copy_(theta)
+        return out
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same iterates one by one, reading one row at a time."""
