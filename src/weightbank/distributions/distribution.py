@@ -1,6 +1,7 @@
 """The law over weights that every part of the library speaks: mean, variance, draws."""
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,7 +53,7 @@ def seed_of(generator: torch.Generator | None) -> int:
 
 def check_count(count: int) -> int:
     """`count` itself, or `StoreError` unless it is a number of draws."""
-    if not isinstance(count, int) or count < 0:
+    if not isinstance(count, Integral) or count < 0:
         raise StoreError(f"{count!r} draws asked for; wanted a whole number of 0 or more")
     return count
 

@@ -182,7 +182,7 @@ def check_square(rank: int) -> int:
     """`rank` itself, or `CapacityError` where a matrix of `rank` x `rank` float64 would be beyond 2 GiB."""
     if rank > _MOST_ROWS:
         raise CapacityError(
-            f"{rank:,} rows need a matrix of {rank:,} x {rank:,} numbers here, {8 * rank**2 / 1e9:,.1f} GB; take at most "
-            f"{_MOST_ROWS:,}: gaussian(window=...) or gaussian(thin=...), or record with keep=Sketch(...)"
+            f"{rank:,} rows need a matrix of {rank:,} x {rank:,} numbers here, {8 * rank**2 / 1e9:,.1f} GB; take at "
+            f"most {_MOST_ROWS:,}: gaussian(window=...) or gaussian(thin=...), or record with keep=Sketch(...)"
         )
     return rank
