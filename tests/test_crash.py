@@ -26,7 +26,7 @@ from weightbank.store.state import load_state
 from weightbank.task import Task
 from weightbank.training import epochs
 
-KIND = "weightbank checkpoint 1"
+KIND = "weightbank checkpoint 2"
 
 
 def warm() -> None:

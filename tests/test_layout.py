@@ -119,3 +119,8 @@ def test_wrong_vectors_and_models_name_both_sizes() -> None:
         Layout.of(nn.Linear(2, 2, dtype=torch.complex64))
     with pytest.raises(LayoutError, match="lazy"):
         Layout.of(nn.LazyLinear(3))
+
+
+def test_a_tied_weight_is_chosen_by_any_of_its_names() -> None:
+    layout = Layout.of(Tied(), where=within("outer"))
+    assert layout.names == ("inner.weight", "outer.bias")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from weightbank.distributions import Moments
 from weightbank.errors import CorruptError, DataError, DivergedError, ResumeError
@@ -15,15 +15,21 @@ from weightbank.task import Task
 from weightbank.training import epochs
 
 
-def made(*, loader: bool = False, rate: float = 0.1) -> tuple[Task, torch.optim.SGD]:
+def made(*, loader: str = "tensors", rate: float = 0.1) -> tuple[Task, torch.optim.SGD]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(60, 4, generator=generator)
     y = torch.randint(0, 3, (60,), generator=generator)
     train: Any = (x, y)
-    if loader:
-        train = DataLoader(TensorDataset(x, y), 16, shuffle=True)
+    if loader != "tensors":
+        data = TensorDataset(x, y)
+        sampler = RandomSampler(data, generator=torch.Generator().manual_seed(2))
+        train = {
+            "DataLoader": lambda: DataLoader(data, 16, shuffle=True),
+            "sampler": lambda: DataLoader(data, 16, sampler=sampler),
+            "batch sampler": lambda: DataLoader(data, batch_sampler=BatchSampler(sampler, 16, False)),
+        }[loader]()
     task = Task("toy", model, F.cross_entropy, train, (x, y), batch_size=16)
     return task, torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
 
@@ -61,8 +67,8 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("loader", [False, True], ids=["tensors", "DataLoader"])
-def test_a_run_stopped_anywhere_resumes_to_the_same_bits(tmp_path: Path, loader: bool) -> None:
+@pytest.mark.parametrize("loader", ["tensors", "DataLoader", "sampler", "batch sampler"])
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(tmp_path: Path, loader: str) -> None:
     def run(stop: int | None) -> torch.Tensor | None:
         task, optimizer = made(loader=loader)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
@@ -91,6 +97,15 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(tmp_path: Path, loader:
     assert whole is not None
     assert resumed is not None
     assert torch.equal(whole, resumed)
+
+
+def test_a_loader_with_other_generators_is_refused(tmp_path: Path) -> None:
+    task, optimizer = made(loader="sampler")
+    for _ in epochs(task, optimizer, count=1, checkpoint=tmp_path / "run.safetensors"):
+        pass
+    task, optimizer = made(loader="DataLoader")
+    with pytest.raises(ResumeError, match="1 generators in the data loader, there are 0 now"):
+        list(epochs(task, optimizer, count=2, checkpoint=tmp_path / "run.safetensors"))
 
 
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def everything(name: str, parameter: nn.Parameter) -> bool:
 
 
 def within(*prefixes: str) -> Where:
-    """The parameters of some submodules, e.g. `within("fc2")` for a last layer.
+    """The parameters of some submodules, e.g. `within("fc2")` for a last layer, tied ones by any of their names.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     >>> Layout.of(model, where=within("1")).names
@@ -72,16 +72,19 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module, *, where: Where = trainable) -> "Layout":
-        """Lay out the parameters of `model` for which `where(name, parameter)` holds.
+        """Lay out the parameters of `model` for which `where(name, parameter)` holds, for one of its names if tied.
 
         Raises `LayoutError` when nothing is chosen, or a parameter is complex, lazy or not floating.
         """
         entries: list[Entry] = []
         offset = 0
+        aliases: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            aliases.setdefault(id(parameter), []).append(name)
         for name, parameter in model.named_parameters():
             if isinstance(parameter, nn.UninitializedParameter):
                 raise LayoutError(f"'{name}' has no shape yet: run one batch through the lazy model first")
-            if not where(name, parameter):
+            if not any(where(alias, parameter) for alias in aliases[id(parameter)]):
                 continue
             if not parameter.is_floating_point():
                 raise LayoutError(f"'{name}' is {parameter.dtype}: only real floating weights can be laid out")

@@ -21,8 +21,9 @@ from weightbank.progress import progress
 from weightbank.store.state import load_state, save_state
 from weightbank.task import Task, apply
 from weightbank.types import Flat
+from weightbank.undisturbed import generators_of
 
-_KIND = "weightbank checkpoint 1"
+_KIND = "weightbank checkpoint 2"
 
 
 @runtime_checkable
@@ -228,14 +229,13 @@ class _Run:
         yield from iterator
 
     def _random(self) -> dict[str, Any]:
-        own = getattr(self.task.train, "generator", None)
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "torch": torch.get_rng_state(),
             "cuda": cuda,
             "numpy": np.random.get_state(),  # noqa: NPY002
             "python": random.getstate(),
-            "loader": None if own is None else own.get_state(),
+            "loader": [generator.get_state() for generator in generators_of(self.task.train)],
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -244,9 +244,14 @@ class _Run:
             torch.cuda.set_rng_state_all(state["cuda"])
         np.random.set_state(state["numpy"])  # noqa: NPY002
         random.setstate(state["python"])
-        own = getattr(self.task.train, "generator", None)
-        if own is not None and state["loader"] is not None:
-            own.set_state(state["loader"])
+        own, kept = generators_of(self.task.train), state["loader"]
+        if len(own) != len(kept):
+            raise ResumeError(
+                f"{self.path} was saved with {len(kept)} generators in the data loader, there are {len(own)} now; "
+                "make the loader as before"
+            )
+        for generator, held in zip(own, kept, strict=True):
+            generator.set_state(held)
 
 
 @contextmanager

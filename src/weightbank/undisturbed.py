@@ -1,6 +1,6 @@
 """Read data and run modules without moving anybody's random numbers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ def undisturbed(*sources: Any, device: torch.device, seed: int | None = None) ->
 
     With `seed` all of them start from it inside, so what happens there repeats.
     """
-    generators = list({id(g): g for source in sources for g in _generators(source)}.values())
+    generators = list({id(g): g for source in sources for g in generators_of(source)}.values())
     states = [generator.get_state() for generator in generators]
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -28,8 +28,10 @@ def undisturbed(*sources: Any, device: torch.device, seed: int | None = None) ->
                 generator.set_state(state)
 
 
-def _generators(source: Any) -> Iterable[torch.Generator]:
+def generators_of(source: Any) -> list[torch.Generator]:
+    """The generators of a source of batches: its own, its sampler's, and the one inside its batch sampler."""
     sampler = getattr(source, "sampler", None)
-    inner = getattr(getattr(source, "batch_sampler", None), "sampler", None)
-    held = (getattr(part, "generator", None) for part in (source, sampler, inner))
-    return [generator for generator in held if isinstance(generator, torch.Generator)]
+    batches = getattr(source, "batch_sampler", None)
+    inner = getattr(batches, "sampler", None)
+    held = (getattr(part, "generator", None) for part in (source, sampler, batches, inner))
+    return list({id(generator): generator for generator in held if isinstance(generator, torch.Generator)}.values())

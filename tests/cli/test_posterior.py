@@ -113,9 +113,18 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-K", "3", "--keep", "sketch:2"], ["--medium", "dax"], ["--node", "/dev/dax0.0"], ["--schedule", "swag"]],
+    [
+        ["-K", "3", "--keep", "sketch:2"],
+        ["--medium", "dax"],
+        ["--node", "/dev/dax0.0"],
+        ["--schedule", "swag"],
+        ["--lr", "-1"],
+        ["--lr", "nan"],
+        ["--lr", "inf"],
+        ["--swa-lr", "0"],
+    ],
 )
-def test_contradicting_options_are_exit_code_2(cli: Callable[..., Any], tmp_path: Path, arguments: list[str]) -> None:
+def test_options_that_cannot_be_are_exit_code_2(cli: Callable[..., Any], tmp_path: Path, arguments: list[str]) -> None:
     assert cli("posterior", "run", "--path", "run", *arguments).exit_code == 2
     assert not (tmp_path / "run").exists()
 

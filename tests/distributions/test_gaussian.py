@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from torch import Tensor
 from weightbank.distributions import Gaussian, Mixture, Moments, Point, Window, multi
 from weightbank.distributions.factor import TILE, Dense, Factor, Running, Scaled
 from weightbank.distributions.sources import TensorRows
-from weightbank.errors import CorruptError, LayoutError, StoreError
+from weightbank.errors import CapacityError, CorruptError, LayoutError, StoreError
 from weightbank.layout import Entry, Layout
 from weightbank.store import RowLog
 
@@ -240,3 +241,30 @@ def test_a_matrix_in_front_of_a_factor_is_the_matrix_times_it() -> None:
     assert isinstance(turned.weights, Dense)
     u = torch.cat([block for _, block in law.factor.blocks(torch.float64)], 1)
     assert torch.allclose(torch.cat([block for _, block in turned.blocks(torch.float64)], 1), matrix @ u)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_numbers_of_draws_that_cannot_be_are_refused() -> None:
+    law = law_of(20, 5)
+    pool = multi([law, law])
+    assert law.sample(0).shape == pool.sample(0).shape == (0, 20)
+    assert law.sample(np.int64(2)).shape == (2, 20)  # type: ignore[arg-type]
+    for count in (-1, 1.5, "3"):
+        for refuse in (law.sample, pool.sample, lambda count: list(law.draws(count))):
+            with pytest.raises(StoreError, match=f"{count!r} draws asked for"):
+                refuse(count)  # type: ignore[arg-type]
+
+
+def test_vectors_of_another_length_have_no_density() -> None:
+    law = law_of(20, 5)
+    for shape in ((21,), (20, 21), (10, 2)):
+        with pytest.raises(LayoutError, match=r"wanted \(..., 20\)"):
+            law.log_prob(torch.zeros(shape))
+
+
+def test_more_rows_than_a_matrix_in_memory_can_stand_for_are_refused() -> None:
+    law = law_of(1, 20_000)  # a matrix of 3.2 GB
+    for ask in (law.spectrum, law.logdet, lambda: law.compress(3), lambda: law.log_prob(torch.zeros(1))):
+        with pytest.raises(CapacityError, match="20,000 x 20,000 numbers here, 3.2 GB"):
+            ask()
+    assert law.sample(2).shape == (2, 1)

@@ -384,6 +384,9 @@ def test_a_floor_gives_weights_that_never_move_a_density(layout_of: Layouts) -> 
         moments.update(torch.tensor([value, 5.0]))
     with pytest.raises(StoreError, match="1 of 2 weights"):
         moments.gaussian().log_prob(torch.zeros(2))
+    for floor in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(StoreError, match="floor="):
+            moments.gaussian(floor=floor)
     law = moments.gaussian(floor=1e-4)
     oracle = torch.distributions.Normal(torch.tensor([2.0, 5.0]), torch.tensor([0.5, 0.5e-4]).sqrt())
     assert float(law.log_prob(torch.tensor([2.5, 5.01]))) == pytest.approx(

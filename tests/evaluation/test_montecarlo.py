@@ -212,11 +212,30 @@ def test_a_law_over_other_weights_is_refused(task):
         evaluate(task, Point(layout.ravel(other), layout))
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("thing", ["swag", None, nn.Linear(4, 3)])
+def test_what_is_no_law_is_refused(task, thing):
+    with pytest.raises(LayoutError, match=f"a {type(thing).__name__} came; wanted a law"):
+        evaluate(task, thing)
+
+
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
-    "wrong", [{"samples": 0}, {"vectorize": 0}, {"bins": 0}, {"stderr": 0.0}, {"batch_norm_batches": 0}]
+    "wrong",
+    [
+        {"samples": 0},
+        {"samples": 2.5},
+        {"samples": "3"},
+        {"vectorize": 0},
+        {"bins": 0},
+        {"stderr": 0.0},
+        {"stderr": "small"},
+        {"batch_norm_batches": 0},
+        {"batch_norm": "refreshed"},
+    ],
 )
 def test_arguments_out_of_range_are_named(task, law, wrong):
-    with pytest.raises(DataError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+    with pytest.raises(DataError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))!r}"):
         evaluate(task, law, **wrong)
 
 

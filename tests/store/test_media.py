@@ -24,6 +24,7 @@ from weightbank.layout import Entry, Layout
 from weightbank.store import RowLog, media
 from weightbank.store.media import Blob, Directory, FileBlob, Medium, allocate
 from weightbank.store.memory import Memory
+from weightbank.store.place import medium_of
 
 MIB = 1 << 20
 P = 250_000  # 1 MB a row
@@ -356,3 +357,10 @@ def test_failing_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         with pytest.raises(StoreError, match="a: Input/output error"):
             use()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("where", [None, 5, b"x", ["a"]])
+def test_what_is_no_place_is_refused(where: object) -> None:
+    with pytest.raises(StoreError, match=f"a {type(where).__name__} came for the place of the rows"):
+        medium_of(where)  # type: ignore[arg-type]

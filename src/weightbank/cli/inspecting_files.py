@@ -138,7 +138,7 @@ KINDS: dict[str, tuple[str, str, Callable[[ArrayFile], Described]]] = {
     "weightbank write-verify search 1": ("an unfinished search for such a plan", "cim plan", _nothing),
     "weightbank pool": ("a pool of networks", "pages create", _pool),
     "weightbank tuning 1": ("the checkpoint of a pool's tuning", "pages tune --checkpoint", _nothing),
-    "weightbank checkpoint 1": ("the checkpoint of a training run", "train or posterior run", _nothing),
+    "weightbank checkpoint 2": ("the checkpoint of a training run", "train or posterior run", _nothing),
 }
 """By the marker in the file: what it is, the command that writes it, and how its description is read."""
 

@@ -43,6 +43,8 @@ def show_plan(
         show_json(planned.to_dict())
     else:
         say(str(planned))
+        if not measure:
+            say("Time to write and to draw: add --measure.")
     return not planned.shortage
 
 

@@ -1,5 +1,6 @@
 """`weightbank posterior`: plan, record, resume, look at, evaluate and ship posteriors larger than memory."""
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -187,6 +188,9 @@ def run_command(
     from weightbank.cli.runs import run_new
     from weightbank.cli.settings import Settings
 
+    for rate, option in ((learning_rate, "--lr"), (1.0 if swa_lr is None else swa_lr, "--swa-lr")):
+        if not 0 < rate < math.inf:
+            raise typer.BadParameter(f"{option} {rate:g}: wanted a positive learning rate")
     if window is not None and keep != "all":
         raise typer.BadParameter("give -K or --keep, not both")
     if (medium is Medium.dax) != (node is not None):

@@ -1,11 +1,12 @@
 """The law over weights that every part of the library speaks: mean, variance, draws."""
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from weightbank.errors import LayoutError
+from weightbank.errors import LayoutError, StoreError
 from weightbank.layout import Layout
 from weightbank.task import Task
 from weightbank.types import Draws, Flat
@@ -50,6 +51,13 @@ def seed_of(generator: torch.Generator | None) -> int:
     return int(torch.randint(0, 2**62, (1,), generator=generator).item())
 
 
+def check_count(count: int) -> int:
+    """`count` itself, or `StoreError` unless it is a number of draws."""
+    if not isinstance(count, Integral) or count < 0:
+        raise StoreError(f"{count!r} draws asked for; wanted a whole number of 0 or more")
+    return count
+
+
 def each_draw(law: WeightDistribution, count: int, generator: torch.Generator | None = None) -> Iterator[Flat]:
     """`count` draws of any law one at a time: streamed where the law can, else all at once."""
     if isinstance(law, StreamedDistribution):
@@ -58,7 +66,12 @@ def each_draw(law: WeightDistribution, count: int, generator: torch.Generator | 
 
 
 def check_over(law: WeightDistribution, task: Task) -> None:
-    """Raise `LayoutError` unless `law` is over the weights of `task`."""
+    """Raise `LayoutError` unless `law` is a law over the weights of `task`."""
+    if not isinstance(law, WeightDistribution):
+        raise LayoutError(
+            f"a {type(law).__name__} came; wanted a law with layout, mean(), variance() and sample(), such as "
+            "moments.gaussian(), or one flat vector of weights"
+        )
     if law.layout.fingerprint != task.layout.fingerprint:
         raise LayoutError(
             f"the law is over {law.layout.size:,} weights ({', '.join(law.layout.names[:4])}, ...), task '{task.name}' "

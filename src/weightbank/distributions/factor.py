@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightbank.distributions.sources import RowSource
+from weightbank.errors import CapacityError
 from weightbank.types import Flat
 
 TILE = 16_384
-_BLOCK_BYTES = 48 << 20
+_BLOCK_BYTES, _MOST_ROWS = 48 << 20, 16_384
 
 
 @runtime_checkable
@@ -162,8 +163,11 @@ class Factor:
             yield columns, self.weights.push(x.to(dtype), self.centre[columns].to(dtype))
 
     def gram(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "R R"]:
-        """U U', shape (R, R), float64; products of blocks are taken in `dtype`. One pass, R² P multiplications."""
-        total = torch.zeros(self.rank, self.rank, dtype=torch.float64)
+        """U U', shape (R, R), float64; products of blocks are taken in `dtype`. One pass, R² P multiplications.
+
+        Raises `CapacityError` for more than 16,384 rows.
+        """
+        total = torch.zeros(check_square(self.rank), self.rank, dtype=torch.float64)
         for _, block in self.blocks(dtype):
             total += block @ block.T
         return total
@@ -172,3 +176,13 @@ class Factor:
         """The factor `matrix` U, still over the same stored rows."""
         combined, offset = self.weights.pull(matrix.to(torch.float64))
         return Factor(self.rows, Dense(combined, offset), self.centre)
+
+
+def check_square(rank: int) -> int:
+    """`rank` itself, or `CapacityError` where a matrix of `rank` x `rank` float64 would be beyond 2 GiB."""
+    if rank > _MOST_ROWS:
+        raise CapacityError(
+            f"{rank:,} rows need a matrix of {rank:,} x {rank:,} numbers here, {8 * rank**2 / 1e9:,.1f} GB; take at "
+            f"most {_MOST_ROWS:,}: gaussian(window=...) or gaussian(thin=...), or record with keep=Sketch(...)"
+        )
+    return rank

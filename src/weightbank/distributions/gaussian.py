@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightbank.distributions.distribution import seed_of
-from weightbank.distributions.factor import TILE, Factor, Scaled
+from weightbank.distributions.distribution import check_count, seed_of
+from weightbank.distributions.factor import TILE, Factor, Scaled, check_square
 from weightbank.distributions.sources import FileRows, TensorRows
-from weightbank.errors import CapacityError, CorruptError, LayoutError, StoreError
+from weightbank.errors import CorruptError, LayoutError, StoreError
 from weightbank.layout import Layout
 from weightbank.store.arrays import ArrayFile, ArrayWriter
 from weightbank.types import Draws, Flat
@@ -64,12 +64,14 @@ class Gaussian:
         Memory: the result and about 40 MB. The draws depend on the generator's state alone: not on blocks, threads of
         the caller, or how many are asked for at once (the first k of `sample(n)` are `sample(k)`).
         """
-        out = torch.empty(count, self.layout.size)
-        self._fill(out, 0, seed_of(generator))
+        out = torch.empty(check_count(count), self.layout.size)
+        if count:
+            self._fill(out, 0, seed_of(generator))
         return out
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The rows of `sample`, one at a time, in at most 256 MB or one group of 16 draws; a pass per group."""
+        check_count(count)
         seed = seed_of(generator)
         fit = max(1, _DRAW_BYTES // (4 * self.layout.size * _GROUP)) * _GROUP
         buffer = torch.empty(min(fit, count), self.layout.size)
@@ -82,8 +84,11 @@ class Gaussian:
         """Log N(θ; mean, Σ) in float64, by Woodbury's identity: one pass over the rows, an (R, R) Cholesky factor.
 
         With a = diagonal, r = θ - mean, V = U a^-½: quad = |a^-½ r|² - b' (I + V V')⁻¹ b, b = V a^-½ r. Raises
-        `StoreError` where a variance in the diagonal is zero: there the law has no density.
+        `StoreError` where a variance in the diagonal is zero: there the law has no density; `LayoutError` for vectors
+        of another length.
         """
+        if theta.ndim == 0 or theta.shape[-1] != self.layout.size:
+            raise LayoutError(f"weights of shape {tuple(theta.shape)} came; wanted (..., {self.layout.size})")
         flat = theta.reshape(-1, self.layout.size).to(torch.float64)
         inverse = self._inverse_root()
         residual = (flat - self.center.to(torch.float64)) * inverse
@@ -216,11 +221,9 @@ class Gaussian:
         self, residual: Float[Tensor, "B P"] | None
     ) -> tuple[Float[Tensor, "R R"], Float[Tensor, "B R"] | None]:
         """I + V V' and (residual V'), V = U a^-½, in one pass."""
-        inner = torch.eye(self.rank, dtype=torch.float64)
+        inner = torch.eye(check_square(self.rank), dtype=torch.float64)
         if self.factor is None:
             return inner, None
-        if self.rank > 8_192:
-            raise CapacityError(f"a factor of {self.rank} rows needs a {self.rank}² matrix; compress() it first")
         inverse = self._inverse_root()
         products = None if residual is None else torch.zeros(len(residual), self.rank, dtype=torch.float64)
         for columns, block in self.factor.blocks(torch.float64):

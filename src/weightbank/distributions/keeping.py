@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from weightbank.errors import StoreError
+from weightbank.store import RowLog
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ def ring_rows(keep: Keep) -> int | None:
     if isinstance(keep, Window):
         return keep.rows
     return 3 * keep.rows if isinstance(keep, Sketch) else None
+
+
+def oldest(log: RowLog, stop: int) -> int:
+    """The number of the oldest row that was kept when the log had `stop` rows."""
+    keep = log.manifest.keep
+    return 0 if keep is None else max(log.journal.floor, stop - keep)
 
 
 def describe(keep: Keep) -> dict[str, Any]:

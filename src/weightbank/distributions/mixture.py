@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weightbank.distributions.distribution import WeightDistribution, each_draw, seed_of
+from weightbank.distributions.distribution import WeightDistribution, check_count, each_draw, seed_of
 from weightbank.errors import LayoutError, StoreError
 from weightbank.layout import Layout
 from weightbank.types import Draws, Flat
@@ -50,7 +50,10 @@ class Mixture:
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Draws:
         """`count` draws, shape (S, P): stratified, count / M of them from each component."""
-        return torch.stack([theta.clone() for theta in self.draws(count, generator=generator)])
+        out = torch.empty(check_count(count), self.layout.size)
+        for row, theta in zip(out, self.draws(count, generator=generator), strict=True):
+            row.copy_(theta)
+        return out
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same draws one by one, component after component."""

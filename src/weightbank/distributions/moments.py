@@ -5,13 +5,13 @@ from typing import Any, Literal
 import torch
 
 from weightbank.distributions.gaussian import Gaussian
-from weightbank.distributions.keeping import Keep, Sketch, Window, describe, parse, ring_rows
-from weightbank.distributions.rows_factor import factor_of
-from weightbank.distributions.sketch import drop_unfinished, iterate_numbers, live_rows, shrink
-from weightbank.distributions.snapshots import Snapshots, column_moments
+from weightbank.distributions.keeping import Keep, Sketch, Window, describe, oldest, parse, ring_rows
+from weightbank.distributions.rows_factor import check_choices, factor_of, moments_of
+from weightbank.distributions.sketch import check_repeats, drop_unfinished, iterate_numbers, live_rows, shrink
+from weightbank.distributions.snapshots import Snapshots
 from weightbank.distributions.sources import LogRows
-from weightbank.distributions.welford import TOGETHER, advance, offsets, offsets_and_moments, subtract
-from weightbank.errors import CorruptError, NonFiniteError, ResumeError, StoreError
+from weightbank.distributions.welford import TOGETHER, advance, check_finite, offsets, offsets_and_moments, subtract
+from weightbank.errors import CorruptError, OverwrittenError, ResumeError, StoreError
 from weightbank.layout import Layout
 from weightbank.store import RowLog
 from weightbank.store.records import ITERATE
@@ -20,6 +20,7 @@ from weightbank.types import Flat
 
 Covariance = Literal["swag", "diagonal", "sample"]
 Deviations = Literal["running", "mean"]
+_LOOKS = 5
 
 
 class Moments:
@@ -28,7 +29,8 @@ class Moments:
     Args:
         layout: which weight stands where.
         rows: where to keep the rows; None keeps mean and variance only. A log that exists is continued: `count` goes
-            on from what it holds.
+            on from what it holds. Of one opened with read_only=True, every result is of what its writer has recorded by
+        then.
         keep: "all" iterates (default), `Window(K)` the newest K, or `Sketch(l)`; a log that exists keeps its own.
         variance: False to save the memory of the variance.
 
@@ -72,16 +74,16 @@ class Moments:
         self.layout.check(theta)
         theta = theta.detach().to("cpu", torch.float32).contiguous()
         if self._reference is None:
-            self._finite(bool(theta.isfinite().all()), theta)
+            check_finite(bool(theta.isfinite().all()), theta, self.count + 1)
             self._begin(theta)
         reference = self._reference
         assert reference is not None
         step = self.count if step is None else step
         if self.rows is None or self.count < self._iterates:
             x = self._buffer()
-            self._finite(subtract(theta, reference, x), theta)
+            check_finite(subtract(theta, reference, x), theta, self.count + 1)
             if self.rows is not None:
-                self._verify(x, step)
+                check_repeats(self.rows, self.count, step, x)
             self._advance(x)
         else:
             self._append(self.rows, theta, reference, step)
@@ -194,13 +196,13 @@ class Moments:
         self._some()
         self._catch_up()
         assert self._reference is not None
-        if covariance not in ("swag", "diagonal", "sample") or deviations not in ("running", "mean"):
-            raise StoreError(f"covariance={covariance!r}, deviations={deviations!r}; see the docstring for the choices")
         scale = (0.5 if covariance == "swag" else 1.0) if scale is None else scale
-        if not 0 < scale < float("inf") or burn_in < 0 or thin < 1 or (window is not None and window < 1):
-            raise StoreError(f"scale={scale}, burn_in={burn_in}, thin={thin}, window={window}; wanted positive numbers")
+        check_choices(covariance, deviations, window=window, burn_in=burn_in, thin=thin, scale=scale, floor=floor)
         numbers = range(burn_in, self.count, thin)
-        offset, variance = self._moments_of(numbers)
+        if numbers == range(self.count):
+            offset, variance = self._mean.clone(), None if self._scatter is None else self._scatter / self.count
+        else:
+            offset, variance = moments_of(self.rows, self.keep, numbers)
         mean = self._reference + offset
         factor = None
         if covariance != "diagonal" and self.rows is not None:
@@ -210,6 +212,7 @@ class Moments:
                 )
             factor = factor_of(
                 self.rows,
+                self._stop(self.rows),
                 self.keep,
                 numbers,
                 offset,
@@ -232,7 +235,7 @@ class Moments:
         if self.rows is None or isinstance(self.keep, Sketch):
             raise StoreError("snapshots need the iterates' own rows: keep='all' or Window(K), with rows=RowLog(...)")
         assert self._reference is not None
-        numbers = range(max(self.rows.first, burn_in), self.count, thin)
+        numbers = range(max(oldest(self.rows, self._stop(self.rows)), burn_in), self.count, thin)
         if len(numbers) == 0:
             raise StoreError(f"burn_in={burn_in} leaves none of {self.count} iterates")
         return Snapshots(self.layout, self._reference, LogRows(self.rows, numbers))
@@ -256,8 +259,7 @@ class Moments:
                 take = offsets_and_moments(theta, reference, waiting, *moments)
 
         def prepare(columns: slice, row: Flat) -> None:
-            if not take(columns, row):
-                self._finite(False, theta)
+            check_finite(take(columns, row), theta, self.count + 1)
             made[:] = [row]
 
         try:
@@ -320,11 +322,34 @@ class Moments:
             drop_unfinished(rows, stored.rows)
         self._restore()
 
+    def _follow(self) -> None:
+        """Take in what another process has appended to a log that is open for reading only."""
+        if self.rows is None or not self.rows.read_only or (self._appended >= 0 and self.count < self._iterates):
+            return
+        if self.rows.refresh() != self._appended:
+            self._restore()
+
+    def _stop(self, rows: RowLog) -> int:
+        """One past the number of the newest row that the moments stand for."""
+        return self._appended if rows.read_only else rows.count
+
     def _restore(self) -> None:
+        """Moments as they are stored; while another process writes, a second look may be needed to see one state."""
+        for left in reversed(range(_LOOKS)):
+            try:
+                self._read_stored()
+                return
+            except OverwrittenError:
+                self.count, self._appended = 0, -1
+                if not left or self.rows is None or not self.rows.read_only:
+                    raise
+                self.rows.refresh()
+
+    def _read_stored(self) -> None:
         """Moments from the newest slot, then from the rows after it."""
         assert self.rows is not None
         assert self._slots is not None
-        self._pending = []
+        self._pending, self._appended = [], self.rows.count
         self._mean.zero_()
         if self._scatter is not None:
             self._scatter.zero_()
@@ -360,37 +385,13 @@ class Moments:
     def _make_room(self) -> None:
         """Shrink a sketch that is full; the moments are saved first, as they cannot be replayed from a sketch."""
         assert self.rows is not None
-        if isinstance(self.keep, Sketch) and len(live_rows(self.rows)[0]) >= 2 * self.keep.rows:
+        if not isinstance(self.keep, Sketch):
+            return
+        if len(live_rows(self.rows, self.keep.rows, self.rows.count)[0]) >= 2 * self.keep.rows:
             self._save()
             shrink(self.rows, self.keep.rows, self._mean, self.count, self._step)
 
-    def _verify(self, x: Flat, step: int) -> None:
-        """Check an iterate that comes a second time against the row recorded the first time."""
-        assert self.rows is not None
-        number = iterate_numbers(self.rows, self.count)[0]
-        journal = self.rows.journal
-        if int(journal.steps[number]) != step or int(journal.crcs[number]) != self.rows.checksum(x):
-            raise ResumeError(
-                f"iterate {self.count + 1} (step {step}) is not what was recorded (step {journal.steps[number]}): "
-                f"the run does not repeat itself; moments.rewind({self.count}) drops what was recorded after this point"
-            )
-
-    def _finite(self, finite: bool, theta: Flat) -> None:
-        if not finite:
-            bad = int((~theta.isfinite()).sum())
-            what = f"{bad} of {theta.numel()} weights are NaN or infinite" if bad else "it is beyond float32's range"
-            raise NonFiniteError(f"iterate {self.count + 1}: {what}; nothing was recorded")
-
     def _some(self) -> None:
+        self._follow()
         if self.count == 0:
             raise StoreError("no iterates yet: call update(task.theta()) during training")
-
-    def _moments_of(self, numbers: range) -> tuple[Flat, Flat | None]:
-        """Mean offset and variance of a collection: as accumulated for all iterates, else by one pass over its rows."""
-        if numbers == range(self.count):
-            return self._mean.clone(), None if self._scatter is None else self._scatter / self.count
-        if self.rows is None or not isinstance(self.keep, str):
-            raise StoreError("burn_in and thin need every iterate's row: keep='all' and rows=RowLog(...)")
-        if len(numbers) == 0:
-            raise StoreError(f"burn_in={numbers.start} leaves none of {self.count} iterates")
-        return column_moments(LogRows(self.rows, numbers))

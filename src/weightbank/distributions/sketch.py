@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from weightbank.distributions.factor import Dense, Factor, Running
+from weightbank.distributions.keeping import oldest
 from weightbank.distributions.sources import LogRows
+from weightbank.errors import ResumeError
 from weightbank.store import RowLog
 from weightbank.store.records import ITERATE, SKETCH
 from weightbank.types import Flat
@@ -14,30 +16,39 @@ from weightbank.types import Flat
 _GROUP_BYTES = 128 << 20
 
 
-def live_rows(log: RowLog) -> tuple[range, int]:
-    """The rows that stand for everything recorded: the newest sketch and the iterates since; how many are sketch."""
-    kinds, generations = log.journal.kinds[log.first :], log.journal.generations[log.first :]
+def live_rows(log: RowLog, rows: int, stop: int) -> tuple[range, int]:
+    """The rows before number `stop` that stand for everything recorded: the newest sketch and the iterates since.
+
+    Also says how many are sketch. A sketch of fewer than `rows` rows at the end is not finished, and does not count
+    yet: what it is made from is still there.
+    """
+    first = oldest(log, stop)
+    kinds, generations = log.journal.kinds[first:stop], log.journal.generations[first:stop]
     sketches = np.flatnonzero(kinds == SKETCH)
+    if len(sketches) and sketches[-1] == len(kinds) - 1:
+        begun = int(sketches[np.searchsorted(generations[sketches], generations[-1])])
+        if len(kinds) - begun < rows:
+            stop, sketches = first + begun, sketches[sketches < begun]
     if len(sketches) == 0:
-        return range(log.count), 0
-    first = int(sketches[np.searchsorted(generations[sketches], generations[sketches[-1]])])
-    return range(log.first + first, log.count), int((kinds[first:] == SKETCH).sum())
+        return range(first, stop), 0
+    newest = sketches[np.searchsorted(generations[sketches], generations[sketches[-1]]) :]
+    return range(first + int(newest[0]), stop), len(newest)
 
 
 def drop_unfinished(log: RowLog, rows: int) -> None:
     """Take back a sketch that a killed process had not finished; what it stood for is still there."""
-    live, sketched = live_rows(log)
-    if 0 < sketched < rows and (log.journal.kinds[live.start :] == SKETCH).all():
-        log.truncate(live.start)
+    log.truncate(live_rows(log, rows, log.count)[0].stop)
 
 
-def scatter_factor(log: RowLog, offset: Flat, total: int) -> Factor:
+def scatter_factor(log: RowLog, rows: int, offset: Flat, total: int, stop: int) -> Factor:
     """U with U'U ≈ Σ (θ_i - mean)(θ_i - mean)' over all `total` iterates; `offset` is mean - reference.
+
+    The iterates are those before row number `stop`, in sketches of `rows` rows.
 
     Sketch rows stand as they are. The m newer iterates enter as sqrt(i / (i - 1)) e_i with e_i = θ_i minus the running
     mean, whose outer products sum to the exact scatter without a second pass.
     """
-    live, sketched = live_rows(log)
+    live, sketched = live_rows(log, rows, stop)
     fresh = len(live) - sketched
     matrix = torch.zeros(len(live), len(live), dtype=torch.float64)
     offsets = torch.zeros(len(live), dtype=torch.float64)
@@ -56,7 +67,7 @@ def shrink(log: RowLog, rows: int, offset: Flat, total: int, step: int) -> None:
     With λ the eigenvalues of U U', the new rows are sqrt(1 - λ_l / λ_i) v_i' U for i < l: what they lose in any
     direction is at most λ_l, and Σ λ_l over time is at most |D|_F² / l.
     """
-    factor = scatter_factor(log, offset, total)
+    factor = scatter_factor(log, rows, offset, total, log.count)
     values, vectors = torch.linalg.eigh(factor.gram(torch.float64))
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     kept = (1 - values[rows] / values[:rows].clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0).sqrt()
@@ -76,3 +87,14 @@ def shrink(log: RowLog, rows: int, offset: Flat, total: int, step: int) -> None:
 def iterate_numbers(log: RowLog, start: int) -> list[int]:
     """The row numbers of iterates number `start` (from 0) and later."""
     return [int(number) for number in np.flatnonzero(log.journal.kinds == ITERATE)[start:]]
+
+
+def check_repeats(log: RowLog, count: int, step: int, x: Flat) -> None:
+    """Raise `ResumeError` unless `x`, of `step`, is the row recorded the first time after `count` iterates."""
+    number = iterate_numbers(log, count)[0]
+    journal = log.journal
+    if int(journal.steps[number]) != step or int(journal.crcs[number]) != log.checksum(x):
+        raise ResumeError(
+            f"iterate {count + 1} (step {step}) is not what was recorded (step {journal.steps[number]}): the run does "
+            f"not repeat itself; moments.rewind({count}) drops what was recorded after this point"
+        )

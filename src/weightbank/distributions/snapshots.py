@@ -33,17 +33,24 @@ class Snapshots:
 
         Raises `StoreError` if there are fewer than `count`.
         """
-        return torch.stack([theta.clone() for theta in self.draws(count)])
+        out = torch.empty(self._checked(count), self.layout.size)
+        for row, theta in zip(out, self.draws(count), strict=True):
+            row.copy_(theta)
+        return out
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same iterates one by one, reading one row at a time."""
-        if not 1 <= count <= self.rows.count:
-            raise StoreError(f"{count} snapshots asked for; there are {self.rows.count}")
+        self._checked(count)
         out = torch.empty(1, self.layout.size)
         for draw in range(count):
             number = self.rows.count - 1 - (draw * self.rows.count) // count
             self.rows.read(slice(number, number + 1), slice(None), out)
             yield self.reference + out[0]
+
+    def _checked(self, count: int) -> int:
+        if not 1 <= count <= self.rows.count:
+            raise StoreError(f"{count} snapshots asked for; there are {self.rows.count}")
+        return count
 
     def _moments(self) -> tuple[Flat, Flat]:
         offset, variance = column_moments(self.rows)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightbank.errors import NonFiniteError
 from weightbank.jit import available, jit
 from weightbank.types import Flat
 
@@ -33,6 +34,14 @@ def subtract(theta: Flat, reference: Flat, out: Flat) -> bool:
     if out.is_contiguous() and available():
         return bool(_fast()[2](theta.numpy(), reference.numpy(), out.numpy()))
     return bool(torch.sub(theta, reference, out=out).isfinite().all())
+
+
+def check_finite(finite: bool, theta: Flat, number: int) -> None:
+    """Raise `NonFiniteError` for iterate `number` unless `finite`, which is what `subtract` said."""
+    if not finite:
+        bad = int((~theta.isfinite()).sum())
+        what = f"{bad} of {theta.numel()} weights are NaN or infinite" if bad else "it is beyond float32's range"
+        raise NonFiniteError(f"iterate {number}: {what}; nothing was recorded")
 
 
 TOGETHER = 4

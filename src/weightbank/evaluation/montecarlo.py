@@ -1,6 +1,7 @@
 """Predictions of a task under a law over its weights, averaged over draws that stream by (Bayesian model average)."""
 
 import math
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -84,11 +85,13 @@ def evaluate(
         DataError: for empty data; for targets (or foreign inputs) that differ between passes, as from a shuffling
             loader; for outputs that are NaN or of an unfit shape; for class indices beyond the outputs; for arguments
             out of range.
-        LayoutError: for a law over other weights than the task's.
+        LayoutError: for a law over other weights than the task's, and for what is no law.
     """
     _check(samples=samples, batch_norm_batches=batch_norm_batches, vectorize=vectorize, bins=bins)
-    if stderr is not None and not stderr > 0:
-        raise DataError(f"stderr={stderr}; wanted a positive standard error to stop at, or None")
+    if batch_norm not in ("refresh", "keep"):
+        raise DataError(f"batch_norm={batch_norm!r}; wanted 'refresh' or 'keep'")
+    if stderr is not None and not (isinstance(stderr, (int, float)) and stderr > 0):
+        raise DataError(f"stderr={stderr!r}; wanted a positive standard error to stop at, or None")
     if isinstance(law, torch.Tensor):
         law = Point(law, task.layout)
     check_over(law, task)
@@ -135,8 +138,8 @@ def evaluate(
 
 def _check(**counts: int | None) -> None:
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise DataError(f"{name}={count}; wanted at least 1")
+        if count is not None and not (isinstance(count, Integral) and count >= 1):
+            raise DataError(f"{name}={count!r}; wanted a whole number of at least 1")
 
 
 def _forward(
