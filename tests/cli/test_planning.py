@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +77,19 @@ def test_without_iterates_the_budget_is_filled(cli: Callable[..., Any]) -> None:
 
 def test_a_model_or_a_number_is_needed(cli: Callable[..., Any]) -> None:
     assert cli("posterior", "plan").exit_code == 2
+
+
+def test_times_are_measured_unless_they_are_not_wanted(cli: Callable[..., Any], tmp_path: Path) -> None:
+    found = json.loads(cli("posterior", "plan", "100K", "--iterates", "50", "--json").stdout)
+    assert found["seconds"]["write"] > 0
+    assert found["seconds"]["sample"] > 0
+    assert not list(tmp_path.iterdir())
+    found = json.loads(cli("posterior", "plan", "100K", "--iterates", "50", "--no-measure", "--json").stdout)
+    assert found["seconds"] == {}
+
+
+def test_where_nothing_can_be_written_the_bytes_are_said_all_the_same(cli: Callable[..., Any]) -> None:
+    result = cli("posterior", "plan", "100K", "--iterates", "50", "-p", "/proc/1")
+    assert result.exit_code == 1
+    assert "no times" in result.stderr
+    assert "on disk" in result.stdout

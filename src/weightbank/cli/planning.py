@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 
-from weightbank.cli.console import say, show_json, show_table
+from weightbank.cli.console import note, say, show_json, show_table
 from weightbank.distributions import Keep, Sketch, Window
-from weightbank.errors import FormatError
+from weightbank.errors import FormatError, StoreError
 from weightbank.posterior import paper_bytes, paper_epochs, paper_table, plan
 from weightbank.posterior.paper import PAPER_MODELS, PAPER_TARGETS
+from weightbank.posterior.plan import Plan
 from weightbank.sizes import readable
 from weightbank.zoo import build, mlp
 
@@ -27,24 +28,32 @@ def show_plan(
     json: bool,
 ) -> bool:
     """Print a plan; whether it fits."""
-    planned = plan(
-        count_weights(model),
-        iterates=iterates,
-        format=format,
-        keep=parse_keep(keep),
-        where=path,
-        samples=samples,
-        budget=budget,
-        ram=ram,
-        checkpoint=True,
-        measure=measure,
-    )
+
+    def planned_with(measure: bool) -> Plan:
+        return plan(
+            count_weights(model),
+            iterates=iterates,
+            format=format,
+            keep=parse_keep(keep),
+            where=path,
+            samples=samples,
+            budget=budget,
+            ram=ram,
+            checkpoint=True,
+            measure=measure,
+        )
+
+    try:
+        planned = planned_with(measure)
+    except StoreError as error:
+        if not measure:
+            raise
+        note(f"no times, as nothing can be written there now: {error}")
+        planned = planned_with(False)
     if json:
         show_json(planned.to_dict())
     else:
         say(str(planned))
-        if not measure:
-            say("Time to write and to draw: add --measure.")
     return not planned.shortage
 
 

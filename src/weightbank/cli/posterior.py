@@ -90,7 +90,7 @@ def plan_command(
     ram: Annotated[str | None, typer.Option(help="Memory that may be used, such as 4GB.")] = None,
     samples: Samples = 30,
     rule: Annotated[Rule, typer.Option(help="Bytes as they are, or by the published rule 12n(k+3)+12.")] = Rule.real,
-    measure: Annotated[bool, typer.Option("--measure", help="Time a scratch file there, for about a second.")] = False,
+    measure: Annotated[bool, typer.Option(help="Time a scratch file there, for about a second.")] = True,
     json: Json = False,
 ) -> None:
     """Say what a posterior will take before it is recorded: bytes on disk, memory, time.
