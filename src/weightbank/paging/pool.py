@@ -68,6 +68,8 @@ class Pool:
         self.reserve, self._seed = reserve, seed
         self._staging = parse_bytes(staging) if isinstance(staging, str) else staging
         self._editing = threading.RLock()
+        self._saving = threading.Lock()
+        self._stamps: dict[Path, tuple[str, int]] = {}  # of files read or written, with the generation in them
         self._source: tuple[Path, bool] | None = None
         self.generation = generation
         """What readers see now; replaced as a whole."""
@@ -92,23 +94,30 @@ class Pool:
         """
         from weightbank.paging.files import load_pool
 
-        generation, reserve = load_pool(Path(path), mapped=mapped)
+        generation, reserve, stamp = load_pool(Path(path), mapped=mapped)
         pool = cls.__new__(cls)
         pool._setup(generation, reserve, staging, seed)
+        pool._stamps[Path(path).resolve()] = stamp, generation.number
         pool._source = Path(path).absolute(), mapped
         pool._publish(generation.owner, dict(generation.tenants), models or {}, number=generation.number)
         return pool
 
-    def save(self, path: str | Path, *, importance: bool = True) -> None:
+    def save(self, path: str | Path, *, importance: bool = True, overwrite: bool = False) -> None:
         """Write one `.safetensors` file, whole or not at all: the old one is replaced when the new one is on the disk.
 
-        importance: keep two bytes per weight of each tenant, which adding, removing and tuning need; without them the
-            file is for serving only.
-        Raises `CapacityError` when the disk is full; the old file stays then.
+        importance: keep two bytes per weight of each tenant, which adding and tuning need; without them the file is
+            for serving only.
+        overwrite: also replace what others have saved to a file since this pool was opened from it or saved to it.
+            Files that this pool has nothing to do with are always replaced.
+        Raises `ConflictError` when others have, `CapacityError` when the disk is full; the old file stays then.
         """
         from weightbank.paging.files import save_pool
 
-        save_pool(Path(path), self.generation, reserve=self.reserve, importance=importance)
+        with self._saving:
+            place, generation = Path(path).resolve(), self.generation
+            known = None if overwrite or place not in self._stamps else self._stamps[place][0]
+            stamp = save_pool(Path(path), generation, reserve=self.reserve, importance=importance, known=known)
+            self._stamps[place] = stamp, generation.number
 
     def refresh(self) -> bool:
         """Serve what another process has saved to the file this pool was opened from; False if that is nothing new.
@@ -116,15 +125,16 @@ class Pool:
         Readers keep the generation they hold; edits made here and not saved are dropped. Raises as `open` does, and
         `StoreError` for a pool that was not opened from a file; what is served stays then.
         """
-        from weightbank.paging.files import load_pool
+        from weightbank.paging.files import load_pool, stamp_of
 
         if self._source is None:
             raise StoreError("this pool was not opened from a file: Pool.open makes one that can be refreshed")
-        with self._editing:
-            found, reserve = load_pool(self._source[0], mapped=self._source[1])
+        path, mapped = self._source
+        with self._editing, self._saving:
             now = self.generation
-            if (found.number, found.checksum) == (now.number, now.checksum):
+            if self._stamps.get(path.resolve()) == (stamp_of(path), now.number):
                 return False
+            found, reserve, stamp = load_pool(path, mapped=mapped)
             tenants = dict(found.tenants)
             for name, tenant in tenants.items():
                 known = now.tenants.get(name)
@@ -132,6 +142,7 @@ class Pool:
                     tenants[name] = replace(tenant, skeleton=known.skeleton)
             self.reserve = reserve
             self._publish(found.owner, tenants, {}, number=found.number)
+            self._stamps[path.resolve()] = stamp, found.number
         return True
 
     def add(
