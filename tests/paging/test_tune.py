@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import pooled
 import weightbank as wb
@@ -173,6 +174,44 @@ def test_who_is_hurt_gets_positions_of_its_own_for_the_next_attempt(monkeypatch:
     assert all(int(used[e.position : e.position + e.length].max()) == 1 for e in own)
 
 
+@pytest.mark.parametrize("stop", [None, 2, 5, 6])
+def test_who_was_hurt_earlier_stays_apart_in_further_attempts(
+    stop: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Scores blame 'one' until it is apart, and then 'two': only the third attempt, with both apart, can succeed.
+
+    Also when it was killed in any of the three, after a check.
+    """
+    pool = pooled.filled(pooled.CAPACITY + 4_000, reserve=4_000)
+    apart: dict[str, bool] = {}
+    judged: list[str] = []
+
+    def score(task: wb.Task, bound: Any, data: Any) -> Score:
+        judged.append(task.name)
+        apart[task.name] = any(extent.exclusive for extent in bound.tenant.placement.extents)
+        blamed = {"one": True, "two": apart["one"], "conv": False}[task.name] and not apart[task.name]
+        return Score("accuracy", 0.1 if blamed and len(judged) > 3 else 0.9, 100)
+
+    monkeypatch.setattr(sys.modules["weightbank.paging.tune"], "score", score)
+    options: dict[str, Any] = {"steps": 2, "every": 1, "lr": 1e-9, "checkpoint": tmp_path / "tune.state"}
+    if stop is not None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Tied, "step", stopping(Tied.step, stop))
+            with pytest.raises(KeyboardInterrupt):
+                tune(pool, pooled.tasks(), retries=2, **options)
+        for other in ({"retries": 0}, {"seed": 1}, {"tolerance": 0.5}):
+            with pytest.raises(ResumeError, match="another run"):
+                tune(pool, pooled.tasks(), **{**options, "retries": 2, **other})
+    done = tune(pool, pooled.tasks(), retries=2, **options)
+    assert done.committed
+    assert [step for step, _ in done.history] == list(range(7))
+    assert done.steps == 6
+    assert set(done.apart) == {"one", "two"}
+    for name in pool:
+        extents = pool.generation.tenants[name].placement.extents
+        assert sum(extent.length for extent in extents if extent.exclusive) == done.apart.get(name, 0)
+
+
 @pytest.mark.parametrize("placement", ["extents", "pages"])
 def test_networks_without_data_are_held(placement: str) -> None:
     moved = []
@@ -208,6 +247,7 @@ def test_a_network_at_its_target_rests() -> None:
     pool = pooled.filled()
     done = tune(pool, pooled.tasks(), steps=40, every=10, targets={"one": 0.2, "two": 0.2, "conv": 0.2}, tolerance=1.0)
     assert done.history[-1][0] == 10  # all of them are beyond it at once: nothing more to do
+    assert done.steps == 10
     seen = []
 
     def loss(z: Any, y: Any) -> torch.Tensor:
@@ -260,6 +300,32 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pyte
         pools.append((pool, done))
     assert pooled.same(pools[0][0], pools[1][0])
     assert pools[0][1].history == pools[1][1].history
+
+
+def test_a_killed_run_resumes_to_the_same_bits_with_loaders_that_draw_from_the_global_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With validation data of their own the loaders are taken as they are, here without a generator."""
+    data = wb.data.digits()
+    x, y = data.train[0][:600], data.train[1][:600]
+    judged = {"one": pooled.examples(100)}
+    pools = []
+    for kill in (False, True):
+        loader = DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True)
+        old = pooled.tasks()[0]
+        one = wb.Task("one", old.model, old.loss, loader, old.test)
+        pool = pooled.filled()
+        options: dict[str, Any] = {"steps": 24, "every": 7, "checkpoint": tmp_path / "tune.state", "tolerance": 1.0}
+        options |= {"validation": judged}
+        if kill:
+            for stop in (9, 9):  # the second time in the step after the resumed one's check
+                with monkeypatch.context() as patch:
+                    patch.setattr(Tied, "step", stopping(Tied.step, stop))
+                    with pytest.raises(KeyboardInterrupt):
+                        tune(pool, [one], **options)
+        tune(pool, [one], **options)
+        pools.append(pool)
+    assert pooled.same(*pools)
 
 
 def test_equal_seeds_repeat_and_nobody_elses_randomness_moves() -> None:
@@ -320,7 +386,12 @@ def test_the_memory_of_training_does_not_grow_with_the_number_of_networks() -> N
     ("options", "error", "said"),
     [
         ({"steps": 0}, DataError, "steps=0"),
+        ({"steps": 1e3}, DataError, "steps=1000.0.*whole numbers"),
         ({"lr": 0.0}, DataError, "lr=0.0"),
+        ({"lr": math.inf}, DataError, "lr=inf"),
+        ({"hold": math.nan}, DataError, "hold=nan"),
+        ({"tolerance": math.nan}, DataError, "a tolerance of nan for 'one'"),
+        ({"tolerance": {"nobody": 0.1}}, DataError, "a tolerance of 0.1 for 'nobody'"),
         ({"targets": {"nobody": 0.5}}, LayoutError, "'nobody' is no tenant with a task here; tenants: one, two, conv"),
         ({"method": "other"}, DataError, "wanted tied, joint or sequential"),
     ],
