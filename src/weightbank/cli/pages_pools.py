@@ -10,6 +10,7 @@ from weightbank.cli.console import say, show_facts, show_json, show_table
 from weightbank.curvature import fisher
 from weightbank.errors import ConflictError, DataError, LayoutError, StoreError
 from weightbank.evaluation import evaluate
+from weightbank.layout import Where
 from weightbank.paging import Pool, tune, vectors
 from weightbank.paging.importance import importance_of
 from weightbank.paging.tenant import Tenant
@@ -40,6 +41,7 @@ def add(
 ) -> None:
     """Train or read a network, place it, and save the pool."""
     chosen = name or Path(wanted.network.partition(":")[0]).stem
+    rule = _rule(exclusive)
     if chosen in Pool.open(file):
         raise LayoutError(f"{file}: '{chosen}' is in the pool already; pass another --name")
     network = prepared(wanted)
@@ -48,13 +50,21 @@ def add(
     importance = importance_of(network.task, partial(fisher, images=images))
 
     def put(pool: Pool) -> None:
-        rule = vectors if exclusive == "vectors" else None
         pool.add(network.task, name=chosen, importance=importance, exclusive=rule, notes=notes, **options)
 
     pool = edited(file, put)
     row = next(row for row in pool.report().tenants if row.name == chosen)
     facts = {"name": chosen, "weights": row.weights, "shared": row.shared, "exclusive": row.exclusive}
     show_facts({**facts, "zero_copy": row.zero_copy, "packing": pool.report().packing}, json=json)
+
+
+def _rule(text: str) -> Where | float | None:
+    if text in ("none", "vectors"):
+        return vectors if text == "vectors" else None
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"--exclusive {text}; wanted none, vectors, or a fraction such as 0.02") from None
 
 
 def edited(file: Path, edit: Callable[[Pool], None]) -> Pool:

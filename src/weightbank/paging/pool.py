@@ -19,6 +19,7 @@ from weightbank.errors import CapacityError, LayoutError, NonFiniteError, StoreE
 from weightbank.formats import Format, format_of
 from weightbank.layout import Layout, Where
 from weightbank.paging.draft import Draft
+from weightbank.paging.exclusive import chosen_exclusive
 from weightbank.paging.importance import Importance, importance_of, normalised
 from weightbank.paging.owner import Owner, positions
 from weightbank.paging.place import How, place
@@ -60,8 +61,8 @@ class Pool:
     ) -> None:
         format = format_of(dtype)
         size = positions(capacity, format)
-        if not 0 <= reserve <= size:
-            raise CapacityError(f"reserve={reserve:,} of {size:,} positions; wanted a part of them")
+        if type(reserve) is not int or not 0 <= reserve <= size:
+            raise CapacityError(f"reserve={reserve!r} of {size:,} positions; wanted a whole number of them")
         self._setup(Generation(0, Owner.of(torch.zeros(size), format), {}), reserve, staging, seed)
 
     def _setup(self, generation: Generation, reserve: int, staging: int | str | None, seed: int) -> None:
@@ -153,7 +154,7 @@ class Pool:
         importance: Importance | None = None,
         share: float = 1.0,
         placement: How = "extents",
-        exclusive: Where | None = None,
+        exclusive: Where | float | None = None,
         page_size: int = 128,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
@@ -170,8 +171,9 @@ class Pool:
             share: how much the whole network counts among the others.
             placement: "extents" (each tensor one aligned run: parameters are views), "pages" of `page_size` weights
                 (cheaper sharing, but gathered into a copy when used), or "published" (the original's pages).
-            exclusive: which parameters are not shared, such as `paging.vectors` (biases and norms) or
-                `weightbank.within("head")`. By default none: tuned networks did not need it, and it takes capacity.
+            exclusive: which parameters are not shared: a rule such as `paging.vectors` (biases and norms) or
+                `weightbank.within("head")`, or a fraction such as 0.02: that part of the weights, in the tensors with
+                the most importance per weight. By default none: tuned networks did not need it, it takes capacity.
             page_size: weights per page.
             notes: plain JSON to keep with the tenant.
 
@@ -179,9 +181,13 @@ class Pool:
         there is no room, `NonFiniteError`, `CurvatureError`; the pool is as before then.
         """
         name = task.name if name is None else name
+        if not isinstance(name, str) or (notes is not None and not isinstance(notes, Mapping)):
+            raise LayoutError(f"name={name!r}, notes={notes!r}; wanted a text, and a mapping or nothing")
         if not name or name in self.generation.tenants:
             raise LayoutError(f"'{name}' names a tenant already, or nobody: pass another name=")
         layout = task.layout
+        if any(parameter.is_meta for parameter in task.model.parameters()):
+            raise LayoutError(f"'{name}': its model is on the meta device and has no weights: load them first")
         theta = task.theta().detach().to("cpu", torch.float32)
         if not bool(theta.isfinite().all()):
             raise NonFiniteError(f"'{name}': {int((~theta.isfinite()).sum()):,} weights are NaN or infinite")
@@ -191,8 +197,7 @@ class Pool:
             )
         relative, scale = normalised(importance_of(task, importance), share)
         kept = relative.bfloat16()
-        parameters = dict(task.model.named_parameters())
-        alone = frozenset(name for name in layout.names if exclusive is not None and exclusive(name, parameters[name]))
+        alone = chosen_exclusive(task.model, layout, relative, exclusive)
         unplaced = Tenant(
             name=name,
             layout=layout,
