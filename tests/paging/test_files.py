@@ -383,8 +383,10 @@ def test_who_saves_second_is_told_and_overwrites_nothing(tmp_path: Path, mapped:
     second.remove("two")
     second.save(path)
     assert list(Pool.open(path)) == ["conv"]
-    with pytest.raises(ConflictError):
-        first.save(path)
+    (tmp_path / "here").symlink_to(tmp_path)
+    for name in (path, tmp_path / "here" / "pool.safetensors", tmp_path / "here" / ".." / tmp_path.name / path.name):
+        with pytest.raises(ConflictError):
+            first.save(name)
     first.save(path, overwrite=True)
     assert list(Pool.open(path)) == ["two", "conv"]
 

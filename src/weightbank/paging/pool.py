@@ -98,7 +98,7 @@ class Pool:
         generation, reserve, stamp = load_pool(Path(path), mapped=mapped)
         pool = cls.__new__(cls)
         pool._setup(generation, reserve, staging, seed)
-        pool._stamps[Path(path).resolve()] = stamp, generation.number
+        pool._stamps[_place(Path(path))] = stamp, generation.number
         pool._source = Path(path).absolute(), mapped
         pool._publish(generation.owner, dict(generation.tenants), models or {}, number=generation.number)
         return pool
@@ -115,7 +115,7 @@ class Pool:
         from weightbank.paging.files import save_pool
 
         with self._saving:
-            place, generation = Path(path).resolve(), self.generation
+            place, generation = _place(Path(path)), self.generation
             known = None if overwrite or place not in self._stamps else self._stamps[place][0]
             stamp = save_pool(Path(path), generation, reserve=self.reserve, importance=importance, known=known)
             self._stamps[place] = stamp, generation.number
@@ -133,7 +133,7 @@ class Pool:
         path, mapped = self._source
         with self._editing, self._saving:
             now = self.generation
-            if self._stamps.get(path.resolve()) == (stamp_of(path), now.number):
+            if self._stamps.get(_place(path)) == (stamp_of(path), now.number):
                 return False
             found, reserve, stamp = load_pool(path, mapped=mapped)
             tenants = dict(found.tenants)
@@ -143,7 +143,7 @@ class Pool:
                     tenants[name] = replace(tenant, skeleton=known.skeleton)
             self.reserve = reserve
             self._publish(found.owner, tenants, {}, number=found.number)
-            self._stamps[path.resolve()] = stamp, found.number
+            self._stamps[_place(path)] = stamp, found.number
         return True
 
     def add(
@@ -302,3 +302,8 @@ class Pool:
                 raise LayoutError(f"the model for '{name}' has other weights than the pool holds under this name")
             tenants[name] = replace(tenants[name], skeleton=skeleton_of(model))
         self.generation = Generation(number, owner, tenants, staging=self._staging)
+
+
+def _place(path: Path) -> Path:
+    """One name for a file however it is named; a link is a file of its own, as saving replaces the link."""
+    return path.parent.resolve() / path.name
