@@ -33,6 +33,10 @@ class LockedError(StoreError):
     """Another process is writing here."""
 
 
+class ConflictError(StoreError):
+    """Somebody else has saved here since this was read; nothing was overwritten."""
+
+
 class CapacityError(StoreError):
     """The disk, the device or the memory budget is too small; nothing was half written."""
 

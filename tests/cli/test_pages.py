@@ -79,6 +79,38 @@ def test_a_tuning_that_harms_leaves_the_file_and_exits_with_one(two: Callable[..
     assert Path("pool.safetensors").read_bytes() == before
 
 
+def test_what_others_save_meanwhile_is_edited_too_and_not_lost(
+    two: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else saves between this command's reading and writing."""
+    save = Pool.save
+    meanwhile: list[str] = []
+
+    def late(self: Pool, path: Path, **options: Any) -> None:
+        if meanwhile:
+            other = Pool.open("pool.safetensors")
+            other.remove(meanwhile.pop())
+            save(other, "pool.safetensors")
+        save(self, path, **options)
+
+    monkeypatch.setattr(Pool, "save", late)
+    meanwhile.append("second")
+    assert two("add", "pool.safetensors", "mlp", "--name", "third", "-e", "1", "--images", "100").exit_code == 0
+    assert list(Pool.open("pool.safetensors")) == ["mlp", "third"]
+    meanwhile.append("third")
+    tuned = two("tune", "pool.safetensors", "--steps", "2", "--only", "mlp")
+    assert tuned.exit_code == 1
+    assert "pool.safetensors: was replaced while it was tuned; the tuned pool is pool.tuned.safetensors" in tuned.stderr
+    assert list(Pool.open("pool.safetensors")) == ["mlp"]
+    assert list(Pool.open("pool.tuned.safetensors")) == ["mlp", "third"]
+    again = two("tune", "pool.safetensors", "--steps", "2")
+    assert again.exit_code == 0, again.stderr
+    meanwhile.append("mlp")
+    gone = two("remove", "pool.safetensors", "mlp")
+    assert gone.exit_code == 1
+    assert "no tenant 'mlp'" in gone.stderr
+
+
 def test_one_name_is_tuned_while_others_are_held(two: Callable[..., Any]) -> None:
     done = two("tune", "pool.safetensors", "--steps", "20", "--only", "mlp", "--tolerance", "1", "--json")
     assert list(json.loads(done.stdout)["after"]) == ["mlp"]

@@ -11,7 +11,8 @@ from weightbank.errors import CapacityError, CurvatureError, LayoutError, NonFin
 from weightbank.formats import format_of
 from weightbank.layout import within
 from weightbank.paging import Pool, tune, vectors
-from weightbank.paging.importance import normalised
+from weightbank.paging.exclusive import chosen_exclusive
+from weightbank.paging.importance import importance_of, normalised
 
 
 def frozen(pool: Pool) -> dict[str, torch.Tensor]:
@@ -121,8 +122,18 @@ def test_bad_numbers_never_enter() -> None:
         pool.add(one, name="x", importance=-torch.ones(size))
     with pytest.raises(LayoutError, match="1,?810"):
         pool.add(one, name="x", importance=torch.ones(3))
-    with pytest.raises(LayoutError, match="share=0"):
-        pool.add(one, name="x", importance=torch.ones(size), share=0.0)
+    for share in (0.0, float("inf"), float("nan")):
+        with pytest.raises(LayoutError, match=f"share={share}"):
+            pool.add(one, name="x", importance=torch.ones(size), share=share)
+    with pytest.raises(LayoutError, match="meta device and has no weights"):
+        pool.add(wb.Task("meta", copy.deepcopy(one.model).to("meta"), one.loss, one.train, one.test))
+    for options in ({"name": 3}, {"name": "x", "notes": 3}):
+        with pytest.raises(LayoutError, match="wanted a text, and a mapping"):
+            pool.add.__wrapped__(pool, one, **options)  # type: ignore[attr-defined]
+    with pytest.raises(LayoutError, match="importance is a list; wanted a tensor of 1,810"):
+        importance_of.__wrapped__(one, [1.0] * size)  # type: ignore[attr-defined]
+    with pytest.raises(CapacityError, match=r"reserve=1.5 of 100 positions"):
+        Pool.__init__.__wrapped__(pool, 100, reserve=1.5)  # type: ignore[attr-defined]
     assert pool.generation is before
 
 
@@ -166,6 +177,28 @@ def test_exclusive_tensors_share_with_nobody_and_keep_their_weights() -> None:
         for p in shared
         for position, length in set(p.runs()) - set(p.runs(exclusive_only=True))
     )
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.2, 1.0])
+def test_a_fraction_keeps_the_small_tensors_with_the_most_importance_apart(fraction: float) -> None:
+    one = pooled.tasks()[0]
+    importance = torch.zeros(one.layout.size)
+    for name, much in {"1.weight": 5.0, "1.bias": 2.0, "3.weight": 3.0, "3.bias": 1.0}.items():
+        importance[one.layout.slice(name)] = much
+    sizes = {name: len(one.theta()[one.layout.slice(name)]) for name in one.layout.names}
+    room, wanted = int(fraction * one.layout.size), []
+    for name in ("1.weight", "3.weight", "1.bias", "3.bias"):
+        if sizes[name] <= room:
+            wanted.append(name)
+            room -= sizes[name]
+    pool = Pool(4_000, reserve=1_900)
+    pool.add(one, importance=importance, exclusive=fraction)
+    apart = [extent for extent in pool.generation.tenants["one"].placement.extents if extent.exclusive]
+    assert {(e.start, e.length) for e in apart} == {(one.layout.slice(n).start, sizes[n]) for n in wanted}
+    assert bool(wanted) == (fraction > 0)
+    for odd in (1.5, -0.1, float("nan"), "1.bias", True):
+        with pytest.raises(LayoutError, match="exclusive=.*a fraction of the weights"):
+            chosen_exclusive.__wrapped__(one.model, one.layout, importance, odd)  # type: ignore[attr-defined]
 
 
 def test_pages_leave_exclusive_tensors_alone() -> None:

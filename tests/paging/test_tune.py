@@ -1,7 +1,6 @@
 import copy
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 import pooled
 import weightbank as wb
-from weightbank.errors import DataError, DivergedError, LayoutError, ResumeError
+from weightbank.errors import DataError, DivergedError, LayoutError
 from weightbank.paging import Pool, Score, tune
 from weightbank.paging.streams import Stream
 from weightbank.paging.tied import Settings, Tied
@@ -208,6 +207,7 @@ def test_a_network_at_its_target_rests() -> None:
     pool = pooled.filled()
     done = tune(pool, pooled.tasks(), steps=40, every=10, targets={"one": 0.2, "two": 0.2, "conv": 0.2}, tolerance=1.0)
     assert done.history[-1][0] == 10  # all of them are beyond it at once: nothing more to do
+    assert done.steps == 10
     seen = []
 
     def loss(z: Any, y: Any) -> torch.Tensor:
@@ -218,48 +218,6 @@ def test_a_network_at_its_target_rests() -> None:
     watched = wb.Task("one", one.model, loss, one.train, one.test)
     tune(pool, [watched, two, conv], steps=20, every=5, targets={"one": 0.2}, tolerance=1.0)
     assert sum(seen) == 0
-
-
-def stopping(step: Callable[[Tied, int], float], at: int) -> Callable[[Tied, int], float]:
-    """A step that is interrupted the `at`-th time."""
-    count = 0
-
-    def stop(self: Tied, number: int) -> float:
-        nonlocal count
-        count += 1
-        if count == at:
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    return stop
-
-
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout, BatchNorm, a network without data and an interruption after the second check."""
-    torch.manual_seed(0)
-    data = wb.data.digits()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 10))
-    drop = wb.Task("drop", model, F.cross_entropy, data.train, data.test, batch_size=32)
-    one, _, conv = pooled.tasks()
-    pools = []
-    for kill in (False, True):
-        pool = pooled.filled()
-        pool.add(drop, importance=torch.ones(drop.layout.size))
-        options: dict[str, Any] = {"steps": 24, "every": 6, "checkpoint": tmp_path / "tune.state", "tolerance": 1.0}
-        if kill:
-            with monkeypatch.context() as patch:
-                patch.setattr(Tied, "step", stopping(Tied.step, 15))
-                with pytest.raises(KeyboardInterrupt):
-                    tune(pool, [one, conv, drop], **options)
-            assert (tmp_path / "tune.state").exists()
-            with pytest.raises(ResumeError, match="another run"):
-                tune(pool, [one, conv, drop], **{**options, "lr": 0.5})
-        done = tune(pool, [one, conv, drop], **options)
-        assert [step for step, _ in done.history] == [0, 6, 12, 18, 24]
-        assert not (tmp_path / "tune.state").exists()
-        pools.append((pool, done))
-    assert pooled.same(pools[0][0], pools[1][0])
-    assert pools[0][1].history == pools[1][1].history
 
 
 def test_equal_seeds_repeat_and_nobody_elses_randomness_moves() -> None:
@@ -320,7 +278,12 @@ def test_the_memory_of_training_does_not_grow_with_the_number_of_networks() -> N
     ("options", "error", "said"),
     [
         ({"steps": 0}, DataError, "steps=0"),
+        ({"steps": 1e3}, DataError, "steps=1000.0.*whole numbers"),
         ({"lr": 0.0}, DataError, "lr=0.0"),
+        ({"lr": math.inf}, DataError, "lr=inf"),
+        ({"hold": math.nan}, DataError, "hold=nan"),
+        ({"tolerance": math.nan}, DataError, "a tolerance of nan for 'one'"),
+        ({"tolerance": {"nobody": 0.1}}, DataError, "a tolerance of 0.1 for 'nobody'"),
         ({"targets": {"nobody": 0.5}}, LayoutError, "'nobody' is no tenant with a task here; tenants: one, two, conv"),
         ({"method": "other"}, DataError, "wanted tied, joint or sequential"),
     ],

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weightbank.errors import CapacityError, CorruptError, StoreError
+from weightbank.store import arrays as module
 from weightbank.store.arrays import ArrayFile, ArrayWriter, load_arrays, save_arrays
 
 DTYPES = [
@@ -209,3 +210,41 @@ def test_file_cut_anywhere_is_corrupt(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(whole[:size])
         with pytest.raises(CorruptError):
             load_arrays(tmp_path / "a")
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the openings of one reader somebody else puts another file there: never the bytes of both."""
+    path = tmp_path / "arrays.safetensors"
+    old, new = {"x": torch.zeros(5_000), "y": torch.ones(3)}, {"y": torch.full((700,), 7.0)}
+    opened = module.safe_open
+    left = [new, old, new]
+
+    def replacing(*arguments: object, **options: object) -> object:
+        if left:
+            save_arrays(path, left.pop())
+        return opened(*arguments, **options)
+
+    save_arrays(path, old)
+    monkeypatch.setattr(module, "safe_open", replacing)
+    with ArrayFile(path) as file:
+        assert not left
+        assert file.shapes == {"y": (700,)}
+        save_arrays(path, old)
+        for found in (file.read("y"), file.map("y")):
+            assert torch.equal(found, new["y"])
+
+
+def test_a_file_that_is_replaced_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "arrays.safetensors"
+    opened = module.safe_open
+
+    def replacing(*arguments: object, **options: object) -> object:
+        save_arrays(path, {"x": torch.zeros(3)})
+        return opened(*arguments, **options)
+
+    save_arrays(path, {"x": torch.zeros(3)})
+    monkeypatch.setattr(module, "safe_open", replacing)
+    with pytest.raises(StoreError, match="was replaced 100 times while it was opened"):
+        ArrayFile(path)

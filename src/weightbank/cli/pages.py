@@ -1,6 +1,5 @@
 """`weightbank pages`: many networks in one small memory, kept in one file."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +14,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Many networks in one small memory: create a pool, add networks, tune them together, serve, measure.",
 )
-
-
-class Exclusive(StrEnum):
-    """Which tensors are not shared."""
-
-    none = "none"
-    vectors = "vectors"
 
 
 NETWORK_HELP = (
@@ -72,8 +64,11 @@ def add_command(
     placement: Annotated[Placement, typer.Option(help="How its weights are placed.")] = Placement.extents,
     page_size: Annotated[int, typer.Option(min=1, help="Weights per page, for placements in pages.")] = 128,
     exclusive: Annotated[
-        Exclusive, typer.Option(help="Not shared: nothing, or vectors (biases, norms).")
-    ] = Exclusive.none,
+        str,
+        typer.Option(
+            help="Not shared: none, vectors (biases, norms), or a part as 0.02, in the most important tensors."
+        ),
+    ] = "none",
     images: Annotated[int, typer.Option(min=1, help="Training examples to measure importance on.")] = 2_000,
     share: Annotated[float, typer.Option(help="How much the network counts among the others.")] = 1.0,
     seed: Seed = 0,
@@ -88,7 +83,7 @@ def add_command(
 
     wanted = Wanted(network, data, pretrained, epochs, lr, seed)
     options = {"placement": placement.value, "page_size": page_size, "share": share}
-    add(file, wanted, name=name, images=images, exclusive=exclusive.value, options=options, json=json)
+    add(file, wanted, name=name, images=images, exclusive=exclusive, options=options, json=json)
 
 
 @app.command(

@@ -1,6 +1,6 @@
 """What `weightbank pages` does with the file of a pool."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 from weightbank.cli.cim_network import Wanted, prepared
 from weightbank.cli.console import say, show_facts, show_json, show_table
 from weightbank.curvature import fisher
-from weightbank.errors import DataError, LayoutError, StoreError
+from weightbank.errors import ConflictError, DataError, LayoutError, StoreError
 from weightbank.evaluation import evaluate
+from weightbank.layout import Where
 from weightbank.paging import Pool, tune, vectors
+from weightbank.paging.importance import importance_of
 from weightbank.paging.tenant import Tenant
 from weightbank.sizes import readable
 from weightbank.store.arrays import save_arrays
@@ -38,32 +40,48 @@ def add(
     json: bool,
 ) -> None:
     """Train or read a network, place it, and save the pool."""
-    pool = Pool.open(file)
     chosen = name or Path(wanted.network.partition(":")[0]).stem
-    if chosen in pool:
+    rule = _rule(exclusive)
+    if chosen in Pool.open(file):
         raise LayoutError(f"{file}: '{chosen}' is in the pool already; pass another --name")
     network = prepared(wanted)
     data = wanted.data if ":" in network.model else network.data  # code may bring its own
     notes = {"model": network.model, "data": None if data is None else _absolute(data), "seed": wanted.seed}
-    pool.add(
-        network.task,
-        name=chosen,
-        importance=partial(fisher, images=images),
-        exclusive=vectors if exclusive == "vectors" else None,
-        notes=notes,
-        **options,
-    )
-    pool.save(file)
+    importance = importance_of(network.task, partial(fisher, images=images))
+
+    def put(pool: Pool) -> None:
+        pool.add(network.task, name=chosen, importance=importance, exclusive=rule, notes=notes, **options)
+
+    pool = edited(file, put)
     row = next(row for row in pool.report().tenants if row.name == chosen)
     facts = {"name": chosen, "weights": row.weights, "shared": row.shared, "exclusive": row.exclusive}
     show_facts({**facts, "zero_copy": row.zero_copy, "packing": pool.report().packing}, json=json)
 
 
+def _rule(text: str) -> Where | float | None:
+    if text in ("none", "vectors"):
+        return vectors if text == "vectors" else None
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"--exclusive {text}; wanted none, vectors, or a fraction such as 0.02") from None
+
+
+def edited(file: Path, edit: Callable[[Pool], None]) -> Pool:
+    """The pool in a file, edited and saved; what others save meanwhile is read again and edited, not lost."""
+    while True:
+        pool = Pool.open(file)
+        edit(pool)
+        try:
+            pool.save(file)
+        except ConflictError:
+            continue
+        return pool
+
+
 def remove(file: Path, name: str, *, json: bool) -> None:
     """Take a tenant out of the file."""
-    pool = Pool.open(file)
-    pool.remove(name)
-    pool.save(file)
+    pool = edited(file, lambda pool: pool.remove(name))
     show_facts({"removed": name, "left": list(pool)}, json=json)
 
 
@@ -75,7 +93,12 @@ def tune_file(
     tasks = {name: task_of(pool.generation.tenant(name), models) for name in only or list(pool)}
     done = tune(pool, tasks, **settings)
     if done.committed:
-        pool.save(file)
+        try:
+            pool.save(file)
+        except ConflictError as error:
+            aside = file.with_name(f"{file.stem}.tuned{file.suffix}")
+            pool.save(aside)
+            raise ConflictError(f"{file}: was replaced while it was tuned; the tuned pool is {aside}") from error
     if json:
         show_json(done.to_dict())
     else:

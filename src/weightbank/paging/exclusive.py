@@ -10,15 +10,45 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from weightbank.errors import CapacityError
-from weightbank.layout import Entry
+from weightbank.errors import CapacityError, LayoutError
+from weightbank.layout import Entry, Layout, Where
 from weightbank.paging.draft import Draft, importance_kept
 from weightbank.paging.placement import Extent, Placement
+from weightbank.types import Flat
 
 
 def vectors(name: str, parameter: nn.Parameter) -> bool:
     """A rule for `Pool.add(exclusive=...)`: biases and the parameters of norms, which have one dimension or none."""
     return parameter.ndim <= 1
+
+
+def chosen_exclusive(model: nn.Module, layout: Layout, importance: Flat, rule: Where | float | None) -> frozenset[str]:
+    """The names of the parameters that `Pool.add(exclusive=rule)` keeps apart.
+
+    Of a fraction: going from the most to the least importance per weight, (P,), each tensor that still fits in that
+    fraction of the weights; so small and important ones. Raises `LayoutError` for another rule.
+    """
+    if rule is None:
+        return frozenset()
+    if callable(rule):
+        parameters = dict(model.named_parameters())
+        return frozenset(name for name in layout.names if rule(name, parameters[name]))
+    if isinstance(rule, bool) or not isinstance(rule, int | float) or not 0 <= rule <= 1:
+        raise LayoutError(
+            f"exclusive={rule!r}; wanted a rule such as weightbank.paging.vectors or weightbank.within('head'), or a "
+            "fraction of the weights, from 0 to 1"
+        )
+    room, found = int(rule * layout.size), []
+    for entry in sorted(layout.entries, key=lambda entry: -_per_weight(importance, entry)):
+        if 0 < entry.size <= room:
+            found.append(entry.name)
+            room -= entry.size
+    return frozenset(found)
+
+
+def _per_weight(importance: Flat, entry: Entry) -> float:
+    here = importance[entry.offset : entry.offset + entry.size]
+    return float(here.mean(dtype=torch.float64)) if entry.size else 0.0
 
 
 def last_free_run(free: Bool[Tensor, " N"], length: int, align: int) -> int | None:

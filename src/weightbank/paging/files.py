@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from zlib_ng.zlib_ng import crc32
 
-from weightbank.errors import CorruptError, LayoutError, StoreError, WeightbankError
+from weightbank.errors import ConflictError, CorruptError, LayoutError, StoreError, WeightbankError
 from weightbank.formats import Native, format_of
 from weightbank.layout import Layout
 from weightbank.paging.owner import LARGEST, Owner
@@ -30,8 +30,12 @@ KIND, VERSION = "weightbank pool", 1
 _DIMENSIONS = 64
 
 
-def save_pool(path: Path, generation: Generation, *, reserve: int, importance: bool) -> None:
-    """Write a generation to `path`, replacing a pool there in one step; see `Pool.save`."""
+def save_pool(path: Path, generation: Generation, *, reserve: int, importance: bool, known: str | None) -> str:
+    """Write a generation to `path`, replacing a pool there in one step; its stamp. See `Pool.save`.
+
+    known: the stamp of the file that this pool comes from, or None to replace whatever is there. Raises
+        `ConflictError` if another one is there now.
+    """
     owner = generation.owner
     arrays: dict[str, Tensor] = {"owner": owner.raw if owner.plain is None else owner.plain}
     tenants = []
@@ -74,17 +78,38 @@ def save_pool(path: Path, generation: Generation, *, reserve: int, importance: b
     path = path.absolute()
     with errors_named(f"{path.parent}: cannot make this directory"):
         path.parent.mkdir(parents=True, exist_ok=True)
+    stamp = f"{crc32(text.encode()):08x}"
     with _alone_in(path.parent):
-        save_arrays(path, arrays, {"weightbank": KIND, "manifest": text, "crc32": f"{crc32(text.encode()):08x}"})
+        if known is not None and path.exists() and (found := stamp_of(path)) != known:
+            raise ConflictError(
+                f"{path}: was replaced since this pool read or wrote it"
+                f"{'' if found else ', by something that is no pool'}, so nothing was saved: call refresh() and edit "
+                "again, save under another name, or pass overwrite=True to lose what is there"
+            )
+        save_arrays(path, arrays, {"weightbank": KIND, "manifest": text, "crc32": stamp})
+    return stamp
 
 
-def load_pool(path: Path, *, mapped: bool) -> tuple[Generation, int]:
-    """The generation in a file and its reserve; see `Pool.open`."""
+def stamp_of(path: Path) -> str:
+    """The checksum of the manifest of a pool's file, and with it of all that it describes; empty for another file.
+
+    Reads the header only. Raises `StoreError` where there is no file.
+    """
+    try:
+        with ArrayFile(path) as file:
+            return file.metadata.get("crc32", "") if file.metadata.get("weightbank") == KIND else ""
+    except CorruptError:
+        return ""
+
+
+def load_pool(path: Path, *, mapped: bool) -> tuple[Generation, int, str]:
+    """The generation in a file, its reserve, and its stamp; see `Pool.open`."""
     with ArrayFile(path) as file:
         text = file.metadata.get("manifest", "")
         if file.metadata.get("weightbank") != KIND or not text:
             raise CorruptError(f"{path}: a .safetensors file, but not one of a pool")
-        if file.metadata.get("crc32") != f"{crc32(text.encode()):08x}":
+        stamp = f"{crc32(text.encode()):08x}"
+        if file.metadata.get("crc32") != stamp:
             raise CorruptError(f"{path}: its manifest does not match its checksum")
         try:
             manifest = json.loads(text)
@@ -93,7 +118,7 @@ def load_pool(path: Path, *, mapped: bool) -> tuple[Generation, int]:
                     f"{path}: version {repr(manifest['version'])[:40]} of {repr(manifest['kind'])[:40]}; "
                     f"this library reads version {VERSION}"
                 )
-            return _Reader(file, manifest).generation(mapped), int(manifest["reserve"])
+            return _Reader(file, manifest).generation(mapped), int(manifest["reserve"]), stamp
         except CorruptError:
             raise
         except (WeightbankError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

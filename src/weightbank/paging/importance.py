@@ -4,6 +4,7 @@ The published estimate (Neural Weight Virtualization, MobiSys 2020) differed 1,3
 weighed nothing, and the others overwrote it. Within a network the proportions are those of the curvature.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -36,6 +37,11 @@ def importance_of(task: Task, importance: Importance | None = None) -> Flat:
                 f"{task.layout.size:,} or a function of the task such as weightbank.curvature.magnitude"
             ) from error
     elif not isinstance(importance, torch.Tensor):
+        if not callable(importance):
+            raise LayoutError(
+                f"{task.name}: importance is a {type(importance).__name__}; wanted a tensor of {task.layout.size:,} or "
+                "a function of the task such as weightbank.curvature.fisher"
+            )
         importance = importance(task)
     task.layout.check(importance)
     found = importance.detach().to("cpu", torch.float32)
@@ -49,9 +55,9 @@ def importance_of(task: Task, importance: Importance | None = None) -> Flat:
 def normalised(importance: Flat, share: float = 1.0) -> tuple[Flat, float]:
     """Importances of mean `share`, each at least a thousandth of that, shape (P,), and the mean they had.
 
-    Where all are zero, all weights count the same. Raises `LayoutError` for a share that is not positive.
+    Where all are zero, all weights count the same. Raises `LayoutError` for a share that is not positive and finite.
     """
-    if not share > 0:
+    if not 0 < share < math.inf:
         raise LayoutError(f"share={share}; wanted a positive number, 1 counts as much as any other network")
     mean = float(importance.mean(dtype=torch.float64))
     relative = importance / mean if mean > 0 else torch.ones_like(importance)

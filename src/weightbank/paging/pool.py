@@ -19,6 +19,7 @@ from weightbank.errors import CapacityError, LayoutError, NonFiniteError, StoreE
 from weightbank.formats import Format, format_of
 from weightbank.layout import Layout, Where
 from weightbank.paging.draft import Draft
+from weightbank.paging.exclusive import chosen_exclusive
 from weightbank.paging.importance import Importance, importance_of, normalised
 from weightbank.paging.owner import Owner, positions
 from weightbank.paging.place import How, place
@@ -60,14 +61,16 @@ class Pool:
     ) -> None:
         format = format_of(dtype)
         size = positions(capacity, format)
-        if not 0 <= reserve <= size:
-            raise CapacityError(f"reserve={reserve:,} of {size:,} positions; wanted a part of them")
+        if type(reserve) is not int or not 0 <= reserve <= size:
+            raise CapacityError(f"reserve={reserve!r} of {size:,} positions; wanted a whole number of them")
         self._setup(Generation(0, Owner.of(torch.zeros(size), format), {}), reserve, staging, seed)
 
     def _setup(self, generation: Generation, reserve: int, staging: int | str | None, seed: int) -> None:
         self.reserve, self._seed = reserve, seed
         self._staging = parse_bytes(staging) if isinstance(staging, str) else staging
         self._editing = threading.RLock()
+        self._saving = threading.Lock()
+        self._stamps: dict[Path, tuple[str, int]] = {}  # of files read or written, with the generation in them
         self._source: tuple[Path, bool] | None = None
         self.generation = generation
         """What readers see now; replaced as a whole."""
@@ -92,23 +95,30 @@ class Pool:
         """
         from weightbank.paging.files import load_pool
 
-        generation, reserve = load_pool(Path(path), mapped=mapped)
+        generation, reserve, stamp = load_pool(Path(path), mapped=mapped)
         pool = cls.__new__(cls)
         pool._setup(generation, reserve, staging, seed)
+        pool._stamps[_place(Path(path))] = stamp, generation.number
         pool._source = Path(path).absolute(), mapped
         pool._publish(generation.owner, dict(generation.tenants), models or {}, number=generation.number)
         return pool
 
-    def save(self, path: str | Path, *, importance: bool = True) -> None:
+    def save(self, path: str | Path, *, importance: bool = True, overwrite: bool = False) -> None:
         """Write one `.safetensors` file, whole or not at all: the old one is replaced when the new one is on the disk.
 
-        importance: keep two bytes per weight of each tenant, which adding, removing and tuning need; without them the
-            file is for serving only.
-        Raises `CapacityError` when the disk is full; the old file stays then.
+        importance: keep two bytes per weight of each tenant, which adding and tuning need; without them the file is
+            for serving only.
+        overwrite: also replace what others have saved to a file since this pool was opened from it or saved to it.
+            Files that this pool has nothing to do with are always replaced.
+        Raises `ConflictError` when others have, `CapacityError` when the disk is full; the old file stays then.
         """
         from weightbank.paging.files import save_pool
 
-        save_pool(Path(path), self.generation, reserve=self.reserve, importance=importance)
+        with self._saving:
+            place, generation = _place(Path(path)), self.generation
+            known = None if overwrite or place not in self._stamps else self._stamps[place][0]
+            stamp = save_pool(Path(path), generation, reserve=self.reserve, importance=importance, known=known)
+            self._stamps[place] = stamp, generation.number
 
     def refresh(self) -> bool:
         """Serve what another process has saved to the file this pool was opened from; False if that is nothing new.
@@ -116,15 +126,16 @@ class Pool:
         Readers keep the generation they hold; edits made here and not saved are dropped. Raises as `open` does, and
         `StoreError` for a pool that was not opened from a file; what is served stays then.
         """
-        from weightbank.paging.files import load_pool
+        from weightbank.paging.files import load_pool, stamp_of
 
         if self._source is None:
             raise StoreError("this pool was not opened from a file: Pool.open makes one that can be refreshed")
-        with self._editing:
-            found, reserve = load_pool(self._source[0], mapped=self._source[1])
+        path, mapped = self._source
+        with self._editing, self._saving:
             now = self.generation
-            if (found.number, found.checksum) == (now.number, now.checksum):
+            if self._stamps.get(_place(path)) == (stamp_of(path), now.number):
                 return False
+            found, reserve, stamp = load_pool(path, mapped=mapped)
             tenants = dict(found.tenants)
             for name, tenant in tenants.items():
                 known = now.tenants.get(name)
@@ -132,6 +143,7 @@ class Pool:
                     tenants[name] = replace(tenant, skeleton=known.skeleton)
             self.reserve = reserve
             self._publish(found.owner, tenants, {}, number=found.number)
+            self._stamps[_place(path)] = stamp, found.number
         return True
 
     def add(
@@ -142,7 +154,7 @@ class Pool:
         importance: Importance | None = None,
         share: float = 1.0,
         placement: How = "extents",
-        exclusive: Where | None = None,
+        exclusive: Where | float | None = None,
         page_size: int = 128,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
@@ -159,8 +171,9 @@ class Pool:
             share: how much the whole network counts among the others.
             placement: "extents" (each tensor one aligned run: parameters are views), "pages" of `page_size` weights
                 (cheaper sharing, but gathered into a copy when used), or "published" (the original's pages).
-            exclusive: which parameters are not shared, such as `paging.vectors` (biases and norms) or
-                `weightbank.within("head")`. By default none: tuned networks did not need it, and it takes capacity.
+            exclusive: which parameters are not shared: a rule such as `paging.vectors` (biases and norms) or
+                `weightbank.within("head")`, or a fraction such as 0.02: that part of the weights, in the tensors with
+                the most importance per weight. By default none: tuned networks did not need it, it takes capacity.
             page_size: weights per page.
             notes: plain JSON to keep with the tenant.
 
@@ -168,9 +181,13 @@ class Pool:
         there is no room, `NonFiniteError`, `CurvatureError`; the pool is as before then.
         """
         name = task.name if name is None else name
+        if not isinstance(name, str) or (notes is not None and not isinstance(notes, Mapping)):
+            raise LayoutError(f"name={name!r}, notes={notes!r}; wanted a text, and a mapping or nothing")
         if not name or name in self.generation.tenants:
             raise LayoutError(f"'{name}' names a tenant already, or nobody: pass another name=")
         layout = task.layout
+        if any(parameter.is_meta for parameter in task.model.parameters()):
+            raise LayoutError(f"'{name}': its model is on the meta device and has no weights: load them first")
         theta = task.theta().detach().to("cpu", torch.float32)
         if not bool(theta.isfinite().all()):
             raise NonFiniteError(f"'{name}': {int((~theta.isfinite()).sum()):,} weights are NaN or infinite")
@@ -180,8 +197,7 @@ class Pool:
             )
         relative, scale = normalised(importance_of(task, importance), share)
         kept = relative.bfloat16()
-        parameters = dict(task.model.named_parameters())
-        alone = frozenset(name for name in layout.names if exclusive is not None and exclusive(name, parameters[name]))
+        alone = chosen_exclusive(task.model, layout, relative, exclusive)
         unplaced = Tenant(
             name=name,
             layout=layout,
@@ -286,3 +302,8 @@ class Pool:
                 raise LayoutError(f"the model for '{name}' has other weights than the pool holds under this name")
             tenants[name] = replace(tenants[name], skeleton=skeleton_of(model))
         self.generation = Generation(number, owner, tenants, staging=self._staging)
+
+
+def _place(path: Path) -> Path:
+    """One name for a file however it is named; a link is a file of its own, as saving replaces the link."""
+    return path.parent.resolve() / path.name

@@ -49,7 +49,7 @@ class Stream:
         """The next minibatch on the device; `DataError` when a pass has none."""
         for _ in range(2):
             if self._iterator is None:
-                self._start = None if self._generator is None else self._generator.get_state()
+                self._start = torch.get_rng_state() if self._generator is None else self._generator.get_state()
                 self._iterator, self._done = iter(self._source), 0
             batch = next(self._iterator, None)
             if batch is not None:
@@ -63,11 +63,12 @@ class Stream:
         return {"start": self._start, "done": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the same place."""
-        if self._generator is not None and state["start"] is not None:
-            self._generator.set_state(state["start"])
-        self._start, self._iterator = state["start"], iter(self._source)
-        self._done = int(state["done"])
+        """Go to the same place; sources without a generator draw from the global one, which is moved for that."""
+        self._start, self._done, self._iterator = state["start"], int(state["done"]), None
+        if self._start is None:
+            return
+        (torch.default_generator if self._generator is None else self._generator).set_state(self._start)
+        self._iterator = iter(self._source)
         for _ in range(self._done):
             if next(self._iterator, None) is None:
                 raise ResumeError(f"{self.name}: the data have fewer minibatches than when the run was stopped")

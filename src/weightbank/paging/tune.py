@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -26,7 +27,7 @@ from weightbank.undisturbed import undisturbed
 if TYPE_CHECKING:
     from weightbank.paging.pool import Pool
 
-Tasks: TypeAlias = Sequence[Task] | Mapping[str, Task]
+Tasks: TypeAlias = Task | Sequence[Task] | Mapping[str, Task]
 HOLD, LAMBDA = 100.0, 10.0
 """Of tying: three measured networks kept what they had at 100 (with anchors), and lost up to half of it at 10. λ of the
 published method."""
@@ -115,7 +116,7 @@ def tune(
 
     Args:
         pool: what to tune.
-        tasks: of some or all tenants, found by `task.name`, or by the key of a mapping. Their models give the
+        tasks: of one, some or all tenants, found by `task.name`, or by the key of a mapping. Their models give the
             structure; their own weights are neither read nor changed.
         steps: optimizer steps, each with a minibatch per task; for the penalty method, steps per task.
         lr: Adam's first rate, falling to zero along half a cosine ("tied"), or its constant rate.
@@ -145,11 +146,12 @@ def tune(
     start = time.monotonic()
     every = max(1, steps // 10) if every is None else every
     hold = (HOLD if method == "tied" else LAMBDA) if hold is None else hold
-    if steps < 1 or every < 1 or retries < 0 or not lr > 0 or rounds < 1 or hold < 0:
-        raise DataError(
-            f"steps={steps}, every={every}, retries={retries}, rounds={rounds}, lr={lr}, hold={hold}; wanted at least "
-            "one step and round, and nothing negative"
-        )
+    whole = {"steps": steps, "every": every, "retries": retries, "rounds": rounds}
+    if any(not isinstance(count, Integral) or count < (name != "retries") for name, count in whole.items()):
+        said = ", ".join(f"{name}={count!r}" for name, count in whole.items())
+        raise DataError(f"{said}; wanted whole numbers, at least one step and round, and nothing negative")
+    if not 0 < lr < math.inf or not 0 <= hold < math.inf:
+        raise DataError(f"lr={lr}, hold={hold}; wanted a positive rate, and nothing negative, NaN or infinite")
     named = _named(tasks)
     settings = Settings(steps, lr, hold, dict(targets or {}), dict(shares or {}), dict(anchors or {}))
     sources = [task.train for task in named.values()]
@@ -165,14 +167,16 @@ def tune(
                 raise LayoutError(f"an anchor came for '{name}', which is not a tenant without a task")
             draft.tenants[name].layout.check(anchor)
         given = tolerance if isinstance(tolerance, Mapping) else dict.fromkeys(named, tolerance)
-        limits = {name: given.get(name, TOLERANCE) for name in named}
+        limits = {name: float(given.get(name, TOLERANCE)) for name in named}
+        for name, limit in [*given.items(), *limits.items()]:
+            if name not in named or math.isnan(limit):
+                raise DataError(f"a tolerance of {limit} for '{name}'; wanted numbers, for tenants with a task")
         judged = {
             name: split(task, seed=seed + 1 + number, validation=(validation or {}).get(name))
             for number, (name, task) in enumerate(named.items())
         }
-        job = _Job(pool, draft, named, judged, limits, settings, every, checkpoint)
         if method == "tied":
-            done = job.tied(retries)
+            done = _Job(pool, draft, named, judged, limits, settings, every, retries, seed, checkpoint).run()
         elif method in ("joint", "sequential"):
             from weightbank.paging.penalty import by_penalty
 
@@ -184,6 +188,8 @@ def tune(
 
 
 def _named(tasks: Tasks) -> dict[str, Task]:
+    if isinstance(tasks, Task):
+        tasks = [tasks]
     named = dict(tasks) if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
     if not named or len(named) != len(tasks):
         raise DataError(f"{len(tasks)} tasks with {len(named)} different names came; wanted at least one, each its own")
@@ -212,39 +218,39 @@ class _Job:
         limits: Mapping[str, float],
         settings: Settings,
         every: int,
+        retries: int,
+        seed: int,
         checkpoint: str | Path | None,
     ) -> None:
         self.pool, self.draft, self.tasks, self.judged, self.limits = pool, draft, tasks, judged, limits
-        self.settings, self.every = settings, every
+        self.settings, self.every, self.retries, self.seed = settings, every, retries, seed
         self.path = None if checkpoint is None else Path(checkpoint)
         self.before: dict[str, Score] = {}
         self.history: list[tuple[int, dict[str, Score]]] = []
         self.failed: list[list[str]] = []
         self.apart: dict[str, int] = {}
 
-    def tied(self, retries: int) -> Tuned:
+    def run(self) -> Tuned:
         """Attempts until one leaves a candidate that may be committed; the draft holds it then."""
-        steps = self.settings.steps
         state = self._load()
-        for names in self.failed:
-            self._set_apart(names)
-        for attempt in range(len(self.failed), retries + 1):
-            best = self._attempt(attempt, state)
+        self._set_apart()
+        while True:
+            best = self._attempt(state)
             state = None
+            steps, after = self.history[-1]
             if best is not None:
                 self._take(best)
                 self._forget()
-                return Tuned(True, self.before, best.scores, self.history, (attempt + 1) * steps, 0.0, (), self.apart)
-            after = self.history[-1][1]
+                return Tuned(True, self.before, best.scores, self.history, steps, 0.0, (), self.apart)
             names = hurt(self.before, after, self.limits)
             self.failed.append(names)
             self.draft.restore(self.pool.generation)
-            if attempt == retries or len(names) == len(self.draft.tenants) or not self._set_apart(names):
+            if len(self.failed) > self.retries or len(names) == len(self.draft.tenants) or not self._set_apart():
                 break
         self._forget()
-        return Tuned(False, self.before, after, self.history, len(self.failed) * steps, 0.0, tuple(names), {})
+        return Tuned(False, self.before, after, self.history, steps, 0.0, tuple(names), {})
 
-    def _attempt(self, attempt: int, state: Any) -> _Best | None:
+    def _attempt(self, state: Any) -> _Best | None:
         streams = {name: stream for name, (stream, _) in self.judged.items()}
         run = Tied(self.draft, self.tasks, streams, self.settings)
         best: _Best | None = None
@@ -256,21 +262,22 @@ class _Job:
             self.history.append((0, self.before))
             run.rest_those_at_target(self.before)
         steps = self.settings.steps
+        earlier = self.history[-1][0] - first
         with progress(f"tuning {len(self.tasks)} networks", steps) as bar:
             bar.advance(first)
             for number in range(first, steps):
+                if len(run.resting) == len(self.tasks) and best is not None:
+                    break
                 loss = run.step(number)
                 bar.advance()
                 if (number + 1) % self.every and number + 1 < steps:
                     continue
                 scores = self._scores(run)
-                self.history.append((attempt * steps + number + 1, scores))
+                self.history.append((earlier + number + 1, scores))
                 bar.note(f"loss {loss:.3f}, " + ", ".join(f"{name} {found}" for name, found in scores.items()))
                 best = self._better(best, scores, run)
                 run.rest_those_at_target(scores)
                 self._save(run, number + 1, best)
-                if len(run.resting) == len(self.tasks) and best is not None:
-                    break
         return best
 
     def _better(self, best: _Best | None, scores: dict[str, Score], run: Tied) -> _Best | None:
@@ -291,12 +298,19 @@ class _Job:
     def _scores(self, run: Tied) -> dict[str, Score]:
         return {name: score(task, run.bounds[name], self.judged[name][1]) for name, task in self.tasks.items()}
 
-    def _set_apart(self, names: Sequence[str]) -> int:
-        moved = {name: set_apart(self.draft, name) for name in names}
-        for name, count in moved.items():
-            if count:
-                self.apart[name] = self.apart.get(name, 0) + count
-        return sum(moved.values())
+    def _set_apart(self) -> int:
+        """Positions of their own for all who were hurt, as far as there are; how many weights the last failure moved.
+
+        Those hurt earlier come first, so that a further attempt begins where the one before began.
+        """
+        self.apart, moved = {}, 0
+        for names in self.failed:
+            found = {name: set_apart(self.draft, name) for name in names}
+            moved = sum(found.values())
+            for name, count in found.items():
+                if count:
+                    self.apart[name] = self.apart.get(name, 0) + count
+        return moved
 
     def _save(self, run: Tied, done: int, best: _Best | None) -> None:
         if self.path is None:
@@ -341,7 +355,8 @@ class _Job:
         pool = [repr(self.draft.format), self.draft.size, self.pool.generation.checksum]
         tenants = [[name, task.layout.fingerprint] for name, task in self.tasks.items()]
         anchors = {name: float(anchor.double().sum()) for name, anchor in s.anchors.items()}
-        return [*pool, tenants, s.steps, s.lr, s.hold, dict(s.targets), dict(s.shares), anchors, self.every]
+        options = [s.steps, s.lr, s.hold, dict(s.targets), dict(s.shares), anchors]
+        return [*pool, tenants, *options, dict(self.limits), self.every, self.retries, self.seed]
 
     def _forget(self) -> None:
         if self.path is not None:

@@ -34,6 +34,8 @@ _NAMES = {  # in the order of the safetensors library: large items first, so tha
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
+_REPLACED = 100
+"""How often a file may be replaced while it is being opened."""
 
 
 class ArrayWriter:
@@ -131,30 +133,59 @@ class ArrayFile:
     """A `.safetensors` file opened for reading: shapes and metadata at once, numbers when asked for.
 
     The header is checked by the safetensors library, so offsets lie inside the file and cover it without holes.
-    Raises `CorruptError` for anything that is not such a file, `StoreError` where there is none.
+    A file that others replace meanwhile is read whole, the old one or the new one. Raises `CorruptError` for anything
+    that is not such a file, `StoreError` where there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise StoreError(f"{self.path}: no such file")
+        for _ in range(_REPLACED):
+            if not self.path.is_file():
+                raise StoreError(f"{self.path}: no such file")
+            self._blob = FileBlob(self.path, writable=False)
+            try:
+                self._look()
+                if self._current():
+                    return
+            except CorruptError:
+                if self._current():
+                    self.close()
+                    raise
+            self.close()
+        raise StoreError(f"{self.path}: was replaced {_REPLACED} times while it was opened; try again later")
+
+    def _look(self) -> None:
+        """Find out what is in the file; the safetensors library opens it by name, so look whether that was this one."""
         try:
             with safe_open(self.path, framework="pt") as opened:
                 self.metadata: dict[str, str] = dict(opened.metadata() or {})
                 described = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
                 self.shapes = {name: tuple(part.get_shape()) for name, part in described.items()}
                 self.dtypes = {name: _DTYPES[part.get_dtype()] for name, part in described.items()}
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise CorruptError(f"{self.path}: not a whole .safetensors file of known numbers: {error}") from error
         if any(math.prod(max(1, length) for length in shape) >= 2**62 for shape in self.shapes.values()):
             raise CorruptError(f"{self.path}: an array has a shape that no tensor can have")
-        self._blob = FileBlob(self.path, writable=False)
         head = np.empty(8, np.uint8)
         self._blob.read_into(0, head)
-        text = allocate(int.from_bytes(head.tobytes(), "little"), str(self.path))
+        length = int.from_bytes(head.tobytes(), "little")
+        if 8 + length > self._blob.size:
+            raise CorruptError(f"{self.path}: its header leaves the file")
+        text = allocate(length, str(self.path))
         self._blob.read_into(8, text)
-        header = json.loads(text.tobytes())
-        self._offsets = {name: 8 + text.size + header[name]["data_offsets"][0] for name in self.shapes}
+        try:
+            header = json.loads(text.tobytes())
+            self._offsets = {name: 8 + text.size + header[name]["data_offsets"][0] for name in self.shapes}
+        except (ValueError, KeyError) as error:
+            raise CorruptError(f"{self.path}: its header is not that of these arrays: {error!r}") from error
+
+    def _current(self) -> bool:
+        """Whether the file that is open still has this name: `safe_open` saw the same one then."""
+        try:
+            there = self.path.stat()
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == self._blob.identity
 
     def read(self, name: str) -> Tensor:
         """One whole array, as a fresh tensor."""
@@ -172,7 +203,8 @@ class ArrayFile:
         length = math.prod(shape) * dtype.itemsize
         if length == 0:
             return torch.empty(shape, dtype=dtype)
-        raw = np.memmap(self.path, np.uint8, "c", self._offsets[name], (length,))
+        with self._blob.opened() as file:  # not by name: another file may have it by now
+            raw = np.memmap(file, np.uint8, "c", self._offsets[name], (length,))
         return _typed(raw, dtype, shape)
 
     def read_columns(self, name: str, start: int, stop: int, *, rows: range | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -146,6 +146,16 @@ class FileBlob:
     @property
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the file, whatever it is called by now."""
+        found = os.fstat(self._fd)
+        return found.st_dev, found.st_ino
+
+    def opened(self) -> BinaryIO:
+        """The same file once more, as an object of its own."""
+        return open(os.dup(self._fd), "rb")
 
     def read_into(self, offset: int, out: Bytes) -> None:
         self._check(offset, out.size)
