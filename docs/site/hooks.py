@@ -26,18 +26,26 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put sections of the README where a page says `<!-- README: Heading -->`; links to it lead to the front."""
+    """Put sections of the README where a page says `<!-- README: Heading -->`; links to it lead to the front.
+
+    A page that begins with such a line has the section's heading for its title.
+    """
     markdown = re.sub(r"^<!-- README: (.+) -->$", lambda found: _section(found[1]), markdown, flags=re.MULTILINE)
-    return markdown.replace("](../README.md", "](index.md")
+    return re.sub(r"\A## ", "# ", markdown.replace("](../README.md", "](index.md"))
 
 
 def _section(heading: str) -> str:
-    """What the README says from that heading to the next one of its kind, heading included."""
-    parts = re.split(r"^(?=##? )", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    found = [part for part in parts if part.partition("\n")[0].lstrip("# ") == heading]
-    if len(found) != 1:
-        raise ValueError(f"README.md has {len(found)} sections called {heading!r}; a page of docs/ includes it")
-    return found[0].replace("](docs/", "](").strip()
+    """What the README says from that heading to the next one of the first two levels, heading included."""
+    sections: dict[str, list[str]] = {}
+    inside, here = False, sections.setdefault("", [])
+    for line in (ROOT / "README.md").read_text().splitlines():
+        inside ^= line.startswith("```")
+        if not inside and re.match("##? ", line):
+            here = sections.setdefault(line.lstrip("# "), [])
+        here.append(line)
+    if heading not in sections:
+        raise ValueError(f"README.md has no section {heading!r}, which a page of docs/ includes; it has {[*sections]}")
+    return "\n".join(sections[heading]).replace("](docs/", "](").strip()
 
 
 def _top_page() -> str:
