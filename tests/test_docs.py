@@ -26,13 +26,12 @@ NOT_RUN = {
         "law              accuracy %": "printed by make tour",
         "job                                      what": "printed by make tour",
     },
-    "low-precision.md": {},
     "from-swalp.md": {"weightbank train --model vgg16_cifar10": "300 epochs of VGG16; its options are parsed"},
     "media.md": {
         "mkfs.ext4 /dev/nvme0n1": "formats a disk, as root",
         "ndctl create-namespace --mode=fsdax": "persistent memory, as root",
         "ndctl create-namespace --mode=devdax": "persistent memory, as root",
-        "daxctl reconfigure-device": "CXL memory, as root",
+        "ipmctl create -goal": "Optane or CXL memory, as root",
     },
 }
 """Blocks that nothing runs, by their first words, and why."""
