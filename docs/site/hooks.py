@@ -34,6 +34,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(r"\A## ", "# ", markdown.replace("](../README.md", "](index.md"))
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Shapes without the blank that jaxtyping wants before a single name: `Float[Tensor, "P"]`."""
+    return re.sub(r"&#39; ([^&]+)&#39;", r"&#39;\1&#39;", html)
+
+
 def _section(heading: str) -> str:
     """What the README says from that heading to the next one of the first two levels, heading included."""
     sections: dict[str, list[str]] = {}
