@@ -19,7 +19,7 @@ check: $(VENV)/.installed docs
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 docs: $(VENV)/.documenting
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
