@@ -115,6 +115,12 @@ def test_tables_of_networks_name_models_and_settings_that_exist(page: str) -> No
             assert network["model"] in MODELS
 
 
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text())
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
 def test_citations_are_whole() -> None:
     (text,) = blocks("papers.md", "bibtex")
     entries = [entry for entry in re.split(r"^(?=@)", text, flags=re.MULTILINE) if entry]
