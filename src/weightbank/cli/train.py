@@ -76,13 +76,17 @@ def train(
     batch_size: Annotated[
         int, typer.Option("-b", "--batch-size", "--batch_size", min=1, help="Examples a step.")
     ] = 128,
-    learning_rate: Annotated[float, typer.Option("--lr", "--lr-init", help="At the start.")] = 0.05,
+    learning_rate: Annotated[float, typer.Option("--lr", "--lr-init", "--lr_init", help="At the start.")] = 0.05,
     momentum: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of SGD.")] = 0.9,
     weight_decay: Annotated[float, typer.Option("--wd", "--weight-decay", min=0.0, help="Of SGD.")] = 5e-4,
     average_from: Annotated[
         int | None,
         typer.Option(
-            "--average-from", "--swa-start", min=1, help="Average after each epoch beyond so many; by default 2/3."
+            "--average-from",
+            "--swa-start",
+            "--swa_start",
+            min=1,
+            help="Average after each epoch beyond so many; by default 2/3.",
         ),
     ] = None,
     average_every: Annotated[
@@ -93,7 +97,9 @@ def train(
     ] = "fp32",
     average_lr: Annotated[
         float | None,
-        typer.Option("--average-lr", "--swa-lr", help="The rate from there on; by default a fifth of --lr."),
+        typer.Option(
+            "--average-lr", "--swa-lr", "--swa_lr", help="The rate from there on; by default a fifth of --lr."
+        ),
     ] = None,
     schedule: Annotated[
         Schedule, typer.Option(help="Down to a hundredth and up again when averaging starts, or constant before.")

@@ -45,7 +45,8 @@ def backprop(
 
     Raises:
         CurvatureError: for a layer without a squared rule (by name), a loss without known curvature, random outputs,
-            augmented training data. DataError: for empty data and arguments out of range.
+            augmented training data.
+        DataError: for empty data and arguments out of range.
         NonFiniteError: for NaN or infinite outputs or scores.
     """
     units = 0.0

@@ -38,7 +38,8 @@ def fisher_empirical(
 
     Raises:
         CurvatureError: for random outputs, augmented training data, examples that depend on each other.
-        DataError: for empty data and arguments out of range. NonFiniteError: for NaN or infinite outputs or scores.
+        DataError: for empty data and arguments out of range.
+        NonFiniteError: for NaN or infinite outputs or scores.
     """
     units = 0.0
     with (

@@ -42,7 +42,8 @@ def ggn(
 
     Raises:
         CurvatureError: for a loss without known curvature, random outputs, augmented training data, examples that
-            depend on each other. DataError: for empty data and arguments out of range.
+            depend on each other.
+        DataError: for empty data and arguments out of range.
         NonFiniteError: for NaN or infinite outputs or scores.
     """
     units = 0.0

@@ -62,7 +62,8 @@ def ggn_sampled(
 
     Raises:
         CurvatureError: for a loss without known curvature, random outputs, augmented training data.
-        DataError: for empty data and arguments out of range. NonFiniteError: for NaN or infinite outputs or scores.
+        DataError: for empty data and arguments out of range.
+        NonFiniteError: for NaN or infinite outputs or scores.
     """
     if not 0 < top <= 1 or not 0 < overlap <= 1:
         raise DataError(f"top={top} and overlap={overlap} came; both are fractions, more than 0 and at most 1")

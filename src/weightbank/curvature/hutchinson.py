@@ -38,7 +38,8 @@ def hutchinson(
 
     Raises:
         CurvatureError: for random outputs and augmented training data.
-        DataError: for empty data and arguments out of range. NonFiniteError: for NaN or infinite outputs or scores.
+        DataError: for empty data and arguments out of range.
+        NonFiniteError: for NaN or infinite outputs or scores.
     """
     if probes < 1:
         raise DataError(f"probes={probes}; wanted at least 1")

@@ -30,7 +30,7 @@ class Moments:
         layout: which weight stands where.
         rows: where to keep the rows; None keeps mean and variance only. A log that exists is continued: `count` goes
             on from what it holds. Of one opened with read_only=True, every result is of what its writer has recorded by
-        then.
+            then.
         keep: "all" iterates (default), `Window(K)` the newest K, or `Sketch(l)`; a log that exists keeps its own.
         variance: False to save the memory of the variance.
 

@@ -23,7 +23,8 @@ class AveragedModel(swa_utils.AveragedModel):
         model: averaged from its next `update_parameters` on; copied, as in torch.
         device: of the copy.
         use_buffers: average the buffers, too, instead of copying the newest.
-        rows, keep: see `Moments`; None keeps mean and variance only.
+        rows: see `Moments`; None keeps mean and variance only.
+        keep: see `Moments`.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> averaged = AveragedModel(model)

@@ -15,8 +15,11 @@ from weightbank.lowprecision.quantities import QUANTITIES, Formats, Order
 Choice: TypeAlias = Format | str | None
 """A format, its short name or repr, or None for the tensor's own precision."""
 
-FIRST, LAST = ":first", ":last"
-"""Stand for the first and the last module with parameters of its own, in the order of `named_modules`."""
+FIRST = ":first"
+"""Stands for the first module with parameters of its own, in the order of `named_modules`."""
+
+LAST = ":last"
+"""Stands for the last module with parameters of its own."""
 
 
 @dataclass(frozen=True)

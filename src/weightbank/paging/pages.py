@@ -126,7 +126,7 @@ def pair_cost(
     pages: int,
     page_size: int,
 ) -> float:
-    """The published cost of a placement: Σ over pairs on a page of [F > 0][G > 0] (F + G) (w - v)², in float64."""
+    """The published cost of a placement, in float64: Σ over pairs on a page, where F and G > 0, of (F + G) (w - v)²."""
     nets = _placed(weights, importances, tables, pages, page_size)
     total = 0.0
     for (w, f, table), (v, g, other) in combinations(nets, 2):
