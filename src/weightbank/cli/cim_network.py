@@ -1,8 +1,6 @@
 """The network that is to be programmed: a zoo's, the user's own, or one kept in a file with its scores."""
 
-import importlib
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from weightbank.cli.console import note
+from weightbank.cli.own import called
 from weightbank.cli.runs import SHAPED, make_task
 from weightbank.data import ImageData, load
 from weightbank.errors import CorruptError, DataError, LayoutError
@@ -153,21 +152,6 @@ def _task(model: str, wanted: Wanted, data: str | None = None) -> Task:
     task = make_task(model, data_, seed=wanted.seed, batch_size=BATCH, device=wanted.device)
     task.test = test_batches(data_)
     return task
-
-
-def called(name: str) -> torch.nn.Module | Task:
-    """What the function of `module:function`, in a file of the present directory, returns."""
-    module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        made = getattr(importlib.import_module(module.removesuffix(".py")), function)()
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{name}: {error}; wanted FILE:FUNCTION with FILE.py in this directory") from error
-    finally:
-        sys.path.pop(0)
-    if not isinstance(made, Task | torch.nn.Module):
-        raise DataError(f"{name} returned a {type(made).__name__}; wanted a weightbank.Task or a torch.nn.Module")
-    return made
 
 
 def _own(name: str, wanted: Wanted) -> Task:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightbank.cli.cim_network import Wanted, called, prepared
+from weightbank.cli.cim_network import Wanted, prepared
 from weightbank.cli.console import say, say_wrapped, show_json, show_table
 from weightbank.cli.inspecting_files import describe_file
 from weightbank.cli.inspecting_time import BATCH, times_of
 from weightbank.cli.looking import describe_posterior
 from weightbank.cli.needs import facts_of, needs_of
+from weightbank.cli.own import called
 from weightbank.cli.runs import SHAPED
 from weightbank.errors import DataError
 from weightbank.layout import Layout

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from weightbank.cli.runs import make_task, rows_place
+from weightbank.cli.runs import rows_place, task_of
 from weightbank.cli.settings import RUN_FILE, Settings
 from weightbank.data import ImageData, load, photo_patches
 from weightbank.distributions import Gaussian, Moments
@@ -32,10 +32,12 @@ def open_moments(place: Path, *, salvage: bool) -> tuple[Moments, Settings | Non
     return Moments(log.manifest.layout, rows=log), settings
 
 
-def foreign_inputs(spec: str | None, data: ImageData) -> torch.Tensor | None:
+def foreign_inputs(spec: str | None, data: ImageData | None) -> torch.Tensor | None:
     """Inputs that are not of the task: `photos`, or the test images of another data set."""
     if spec is None:
         return None
+    if data is None:
+        raise DataError(f"--ood {spec}: the model makes a Task with data of its own; use evaluate(..., ood=inputs)")
     channels, height, width = data.shape
     if spec == "photos":
         if channels != 1 or height != width:
@@ -89,8 +91,9 @@ def evaluate_run(place: Path, *, data: str | None, ood: str | None, salvage: boo
             f"{place}: rows without {RUN_FILE}, so their model and data are not known; "
             f"`weightbank posterior export {place} -o FILE` and evaluate the file with --model and --data"
         )
-    images = load(settings.data if data is None else data)
-    task = make_task(settings.model, images, seed=settings.seed, device=settings.device)
+    task, images = task_of(
+        settings.model, settings.data if data is None else data, seed=settings.seed, device=settings.device
+    )
     last = last_weights(task, place)
     foreign = foreign_inputs(ood, images)
     return compare(task, moments, last=last, ood=foreign, **options)
@@ -98,8 +101,7 @@ def evaluate_run(place: Path, *, data: str | None, ood: str | None, salvage: boo
 
 def evaluate_file(path: Path, model: str, data: str, *, samples: int, ood: str | None) -> list[Compared]:
     """Evaluate an exported law and its mean."""
-    images = load(data)
-    task = make_task(model, images)
+    task, images = task_of(model, data)
     return compare_law(task, Gaussian.load(path), path.stat().st_size, samples=samples, ood=foreign_inputs(ood, images))
 
 

@@ -125,7 +125,11 @@ def plan_command(
 )
 def run_command(
     model: Annotated[
-        str, typer.Argument(help="mlp, small_cnn (both fit any data), model_2conv2fc, model_2fc, model_3fc, model_4fc.")
+        str,
+        typer.Argument(
+            help="mlp, small_cnn (both fit any data), another model of the zoo such as model_2fc, or FILE:FUNCTION of "
+            "your own (returns a model or a weightbank.Task)."
+        ),
     ] = "mlp",
     data: Annotated[str, typer.Option(help="digits, mnist:FOLDER, idx:FOLDER, parquet:FOLDER or hub:NAME.")] = "digits",
     path: Annotated[

@@ -1,6 +1,7 @@
 """From the settings of a run to its data, model, rows and results."""
 
 import time
+from collections.abc import Sized
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from weightbank.cli.console import say, show_json
+from weightbank.cli.own import called
 from weightbank.cli.planning import parse_keep
 from weightbank.cli.settings import RUN_FILE, Settings
 from weightbank.cli.tables import comparison, show_comparison
@@ -52,12 +54,35 @@ def run_again(directory: Path, *, samples: int, json: bool) -> None:
     _run(prepare(settings, directory), directory, samples=samples, fresh=False, erase=False, json=json)
 
 
-def make_task(name: str, data: ImageData, *, seed: int = 0, batch_size: int = 128, device: str = "cpu") -> Task:
-    """A model by name, freshly drawn from the seed, with its data; `DataError` if they do not fit each other."""
+def task_of(model: str, data: str | ImageData, **options: Any) -> tuple[Task, ImageData | None]:
+    """A model by name with its data, or what `FILE:FUNCTION` makes: a model for the data, or a task with its own.
+
+    options: seed, batch_size and device, of `make_task`. Also returns the data, if they are not the task's own.
+    """
+    torch.manual_seed(options.get("seed", 0))
+    made = called(model) if ":" in model else None
+    if isinstance(made, Task):
+        return made, None
+    images = load(data) if isinstance(data, str) else data
+    return make_task(model, images, own=made, **options), images
+
+
+def make_task(
+    name: str,
+    data: ImageData,
+    *,
+    own: torch.nn.Module | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    device: str = "cpu",
+) -> Task:
+    """A model by name, freshly drawn from the seed, or `own`, with its data; `DataError` if they do not fit."""
     torch.manual_seed(seed)
     channels, height, width = data.shape
-    if name == "mlp":
-        model: torch.nn.Module = mlp(channels * height * width, 64, len(data.classes))
+    if own is not None:
+        model = own
+    elif name == "mlp":
+        model = mlp(channels * height * width, 64, len(data.classes))
     elif name == "small_cnn":
         model = small_cnn(channels=channels, size=min(height, width), classes=len(data.classes))
     else:
@@ -74,11 +99,13 @@ def make_task(name: str, data: ImageData, *, seed: int = 0, batch_size: int = 12
 def prepare(settings: Settings, directory: Path) -> Prepared:
     """Load the data, build the model and plan the posterior; nothing is written."""
     start = time.perf_counter()
-    data = load(settings.data)
+    data = settings.data if ":" in settings.model else load(settings.data)
     loaded = time.perf_counter()
-    task = make_task(settings.model, data, seed=settings.seed, batch_size=settings.batch_size, device=settings.device)
+    task, _ = task_of(settings.model, data, seed=settings.seed, batch_size=settings.batch_size, device=settings.device)
     made = time.perf_counter()
-    batches = -(-len(data.train[1]) // settings.batch_size)
+    if not isinstance(task.train, Sized):
+        raise DataError(f"{settings.model}: the length of its training data is not known; give its loader a length")
+    batches = len(task.train)
     iterates = (settings.epochs - settings.skip_epochs) * (batches // settings.every)
     if iterates < 1:
         raise DataError(

@@ -44,7 +44,11 @@ def _bits(what: str, *names: str) -> typer.models.OptionInfo:
 
 def train(
     model: Annotated[
-        str, typer.Option(help="mlp, small_cnn (both fit any data), or one such as vgg16_cifar10.")
+        str,
+        typer.Option(
+            help="mlp, small_cnn (both fit any data), one such as vgg16_cifar10, or FILE:FUNCTION of your own (returns "
+            "a model or a weightbank.Task)."
+        ),
     ] = "mlp",
     data: Annotated[str, typer.Option(help="digits, mnist:FOLDER, idx:FOLDER, parquet:FOLDER or hub:NAME.")] = "digits",
     out: Annotated[Path, typer.Option(help="The directory of this run: settings, checkpoint, packed weights.")] = (

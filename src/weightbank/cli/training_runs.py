@@ -11,12 +11,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from weightbank.cli.augment import CroppedFlipped, normalise
 from weightbank.cli.console import say, say_wrapped, show_json, show_table
-from weightbank.cli.runs import make_task
+from weightbank.cli.runs import task_of
 from weightbank.cli.training_settings import RUN_FILE, Settings, precision_of
-from weightbank.data import load
 from weightbank.distributions import Moments
 from weightbank.distributions.packed import PackedWeights, pack
-from weightbank.errors import StoreError
+from weightbank.errors import DataError, StoreError
 from weightbank.evaluation import Evaluation, evaluate
 from weightbank.formats import Format, Native, format_of
 from weightbank.layout import Layout
@@ -62,8 +61,13 @@ def run_again(directory: Path, *, json: bool) -> None:
 
 def prepare(settings: Settings) -> Task:
     """Load the data and build the model."""
-    data = load(settings.data)
-    task = make_task(settings.model, data, seed=settings.seed, batch_size=settings.batch_size, device=settings.device)
+    task, images = task_of(
+        settings.model, settings.data, seed=settings.seed, batch_size=settings.batch_size, device=settings.device
+    )
+    if images is None:
+        if settings.augment:
+            raise DataError(f"--augment is for the images of --data; {settings.model} makes a Task with its own data")
+        return task
     if settings.normalise:
         normalise(task)
     if settings.augment:
