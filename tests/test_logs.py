@@ -82,3 +82,14 @@ def test_a_log_that_cannot_be_is_an_error(tmp_path: Path) -> None:
         run(tmp_path, TrainingLog(tmp_path / "file"), count=1)
     with pytest.raises(StoreError, match="no such log"):
         read_log(tmp_path / "nothing")
+
+
+def test_scores_of_checks_are_lines_of_their_own(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path, tensorboard=False) as log:
+        log.scores(0, {"a": 0.5, "b": float("nan")})
+        log.scores(10, {"a": 0.75, "b": 0.25})
+    again = TrainingLog(tmp_path, tensorboard=False)
+    again.scores(10, {"a": 0.8, "b": 0.3})
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert lines == [{"step": 0, "scores": {"a": 0.5, "b": None}}, {"step": 10, "scores": {"a": 0.8, "b": 0.3}}]
+    assert read_log(tmp_path) == []

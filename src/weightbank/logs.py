@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ class EpochRecord:
     seconds: float
 
 
+_FIELDS = {field.name for field in fields(EpochRecord)}
+
+
 class TrainingLog:
-    """`log.jsonl` in a directory, one line an epoch; and events in `tensorboard/` if that package is installed.
+    """`log.jsonl` in a directory, one line an epoch (or a check of `tune`); TensorBoard events where it is installed.
 
-    A run that goes on from a checkpoint writes its epochs again from there: lines of those epochs are dropped first,
-    so that every epoch stands there once.
+    A run that goes on from a checkpoint writes its epochs again from there: lines of those steps are dropped first, so
+    that every epoch stands there once.
 
-    directory: made if it is not there.
+    directory: made if it is not there; events go into `tensorboard/` in it.
     tensorboard: False for JSON lines only.
 
     Raises `StoreError` where the file cannot be written.
@@ -40,21 +44,17 @@ class TrainingLog:
         self.path = self.directory / FILE
         self._events: Any = None
         self._wanted = tensorboard and find_spec("tensorboard") is not None
-        self._last: int | None = None
+        self._begun = False
 
     def __call__(self, record: EpochRecord) -> None:
         """Take one epoch; the line is on its way to the disk when this returns."""
-        try:
-            if self._last is None:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self._drop_from(record.epoch)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
-        except OSError as error:
-            raise StoreError(f"{self.path}: cannot be written ({error.strerror}); name another directory") from error
-        if self._wanted:
-            self._to_tensorboard(record)
-        self._last = record.epoch
+        scalars = {f"training/{name}": getattr(record, name) for name in ("loss", "learning_rate", "seconds")}
+        self._put(record.step, asdict(record), scalars)
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take what was measured after so many steps, by name, as `weightbank.tune` does."""
+        finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+        self._put(step, {"step": step, "scores": finite}, {f"scores/{name}": score for name, score in scores.items()})
 
     def __enter__(self) -> "TrainingLog":
         return self
@@ -68,23 +68,33 @@ class TrainingLog:
             self._events.close()
             self._events = None
 
-    def _drop_from(self, epoch: int) -> None:
-        """Keep the whole lines of epochs before this one."""
+    def _put(self, step: int, line: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
+        try:
+            if not self._begun:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._drop_from(step)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror}); name another directory") from error
+        self._begun = True
+        if self._wanted:
+            if self._events is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._events = SummaryWriter(str(self.directory / EVENTS), purge_step=step)
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def _drop_from(self, step: int) -> None:
+        """Keep the whole lines of steps before this one."""
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < epoch]
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) < step]
         new = self.path.with_suffix(".new")
         new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         new.replace(self.path)
-
-    def _to_tensorboard(self, record: EpochRecord) -> None:
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(self.directory / EVENTS), purge_step=record.step)
-        for name in ("loss", "learning_rate", "seconds"):
-            self._events.add_scalar(f"training/{name}", getattr(record, name), record.step)
-        self._events.flush()
 
 
 def read_log(path: str | Path) -> list[EpochRecord]:
@@ -94,12 +104,13 @@ def read_log(path: str | Path) -> list[EpochRecord]:
     if not path.is_file():
         raise StoreError(f"{path}: there is no such log")
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [EpochRecord(**json.loads(line)) for line in lines if not math.isinf(_epoch_of(line))]
+    found = [json.loads(line) for line in lines if not math.isinf(_step_of(line))]
+    return [EpochRecord(**line) for line in found if line.keys() == _FIELDS]
 
 
-def _epoch_of(line: str) -> float:
+def _step_of(line: str) -> float:
     """Infinite for a line that is no record."""
     try:
-        return int(json.loads(line)["epoch"])
+        return int(json.loads(line)["step"])
     except (ValueError, LookupError, TypeError):
         return math.inf

@@ -49,9 +49,11 @@ def test_networks_are_added_listed_tuned_evaluated_materialised_and_removed(two:
     assert "views" in two("list", "pool.safetensors").stdout
     before = json.loads(two("evaluate", "pool.safetensors", "--json").stdout)["tenants"]
 
-    tuned = two("tune", "pool.safetensors", "--steps", "60", "--lr", "0.003", "--json")
+    tuned = two("tune", "pool.safetensors", "--steps", "60", "--lr", "0.003", "--log", "logged", "--json")
     assert tuned.exit_code == 0
     assert json.loads(tuned.stdout)["committed"] is True
+    logged = [json.loads(line) for line in Path("logged/log.jsonl").read_text().splitlines()]
+    assert [[line["step"], line["scores"]] for line in logged] == json.loads(tuned.stdout)["history"]
     after = json.loads(two("evaluate", "pool.safetensors", "--json").stdout)["tenants"]
     mean = [sum(found[name]["average"]["accuracy"]["mean"] for name in found) / 2 for found in (before, after)]
     assert mean[1] > mean[0]

@@ -105,6 +105,9 @@ def tune_command(
     ] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Steps between two checks; a tenth of all.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Kept at each check; a stopped run goes on from it.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write log.jsonl there, a line a check, and TensorBoard events.")
+    ] = None,
     models: Models = None,
     seed: Seed = 0,
     json: Json = False,
@@ -118,7 +121,7 @@ def tune_command(
 
     settings: dict[str, Any] = {"steps": steps, "lr": lr, "method": method.value, "tolerance": tolerance, "hold": hold}
     settings |= {"every": every, "checkpoint": checkpoint, "seed": seed}
-    if not tune_file(file, only, models, settings, json=json):
+    if not tune_file(file, only, models, settings, log=log, json=json):
         raise typer.Exit(1)
 
 

@@ -1,6 +1,7 @@
 """What `weightbank pages` does with the file of a pool."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from weightbank.curvature import fisher
 from weightbank.errors import ConflictError, DataError, LayoutError, StoreError
 from weightbank.evaluation import evaluate
 from weightbank.layout import Where
+from weightbank.logs import TrainingLog
 from weightbank.paging import Pool, tune, vectors
 from weightbank.paging.importance import importance_of
 from weightbank.paging.tenant import Tenant
@@ -86,12 +88,19 @@ def remove(file: Path, name: str, *, json: bool) -> None:
 
 
 def tune_file(
-    file: Path, only: Sequence[str] | None, models: Sequence[str] | None, settings: Mapping[str, Any], *, json: bool
+    file: Path,
+    only: Sequence[str] | None,
+    models: Sequence[str] | None,
+    settings: Mapping[str, Any],
+    *,
+    log: Path | None,
+    json: bool,
 ) -> bool:
     """Tune the pool in a file and save it if the result may be kept; whether it was."""
     pool = Pool.open(file)
     tasks = {name: task_of(pool.generation.tenant(name), models) for name in only or list(pool)}
-    done = tune(pool, tasks, **settings)
+    with nullcontext() if log is None else TrainingLog(log) as writer:
+        done = tune(pool, tasks, **settings, log=None if writer is None else writer.scores)
     if done.committed:
         try:
             pool.save(file)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -97,6 +97,7 @@ def tune(
     retries: int = 1,
     rounds: int = 20,
     checkpoint: str | Path | None = None,
+    log: Callable[[int, Mapping[str, float]], Any] | None = None,
     seed: int = 0,
 ) -> Tuned:
     """Train the networks of a pool together, and serve the result if it harms none of them.
@@ -135,6 +136,8 @@ def tune(
         rounds: of "joint": how often the turn goes round.
         checkpoint: a file that is written at each check; if it is there at the start, the run goes on from it and ends
             with the same bits; removed at the end. For "tied" only.
+        log: called after each check (of the penalty methods: at the end) as `f(step, scores)`, such as
+            `weightbank.logs.TrainingLog(...).scores`.
         seed: of the order of the data, of dropout, and of what is held back.
 
     Raises:
@@ -176,11 +179,14 @@ def tune(
             for number, (name, task) in enumerate(named.items())
         }
         if method == "tied":
-            done = _Job(pool, draft, named, judged, limits, settings, every, retries, seed, checkpoint).run()
+            done = _Job(pool, draft, named, judged, limits, settings, every, retries, seed, checkpoint, log).run()
         elif method in ("joint", "sequential"):
             from weightbank.paging.penalty import by_penalty
 
             done = by_penalty(draft, named, judged, limits, settings, rounds=rounds if method == "joint" else 1)
+            if log is not None:
+                for step, scores in done.history:
+                    log(step, {name: found.value for name, found in scores.items()})
         else:
             raise DataError(f"method={method!r}; wanted tied, joint or sequential")
         draft.publish = done.committed
@@ -221,9 +227,10 @@ class _Job:
         retries: int,
         seed: int,
         checkpoint: str | Path | None,
+        log: Callable[[int, Mapping[str, float]], Any] | None,
     ) -> None:
         self.pool, self.draft, self.tasks, self.judged, self.limits = pool, draft, tasks, judged, limits
-        self.settings, self.every, self.retries, self.seed = settings, every, retries, seed
+        self.settings, self.every, self.retries, self.seed, self.log = settings, every, retries, seed, log
         self.path = None if checkpoint is None else Path(checkpoint)
         self.before: dict[str, Score] = {}
         self.history: list[tuple[int, dict[str, Score]]] = []
@@ -259,7 +266,7 @@ class _Job:
             best, first = self._resume(run, state)
         elif not self.before:
             self.before = self._scores(run)
-            self.history.append((0, self.before))
+            self._note(0, self.before)
             run.rest_those_at_target(self.before)
         steps = self.settings.steps
         earlier = self.history[-1][0] - first
@@ -273,12 +280,17 @@ class _Job:
                 if (number + 1) % self.every and number + 1 < steps:
                     continue
                 scores = self._scores(run)
-                self.history.append((earlier + number + 1, scores))
+                self._note(earlier + number + 1, scores)
                 bar.note(f"loss {loss:.3f}, " + ", ".join(f"{name} {found}" for name, found in scores.items()))
                 best = self._better(best, scores, run)
                 run.rest_those_at_target(scores)
                 self._save(run, number + 1, best)
         return best
+
+    def _note(self, step: int, scores: dict[str, Score]) -> None:
+        self.history.append((step, scores))
+        if self.log is not None:
+            self.log(step, {name: found.value for name, found in scores.items()})
 
     def _better(self, best: _Best | None, scores: dict[str, Score], run: Tied) -> _Best | None:
         """The candidate in `run`, if it may be committed and gains at least as much as `best`."""
