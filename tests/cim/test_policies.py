@@ -172,3 +172,11 @@ def test_policies_say_what_they_cannot_use():
     with pytest.raises(DataError, match="use by_weight or by_cell"):
         read_first(fitted, score, PROCESS)
     assert by_cell(fitted, score)(0.1).fraction == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("budget", [-0.1, 1.5, math.nan])
+def test_budgets_out_of_range_are_refused(name, budget):
+    cells, score = laid_out(40)
+    with pytest.raises(DataError, match="0 to 1"):
+        POLICIES[name](cells, score, PROCESS)(budget)

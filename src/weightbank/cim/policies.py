@@ -83,6 +83,7 @@ def by_significance(cells: Cells, scores: Flat | Order, process: WriteVerify | N
     order = scores if scores.dtype == torch.int64 else rank(benefit(scores, cells), tie=cells.relative)
 
     def spend(budget: float) -> Programming:
+        _check(budget)
         whole, share = divmod(budget * cells.device.cells, 1)
         fractions = [1.0] * int(whole) + [share] + [0.0] * cells.device.cells
         rows = [select(order, part, among=cells.on_device) for part in fractions[: cells.device.cells]]
@@ -204,6 +205,7 @@ def _cheapest(
         return total / max(1, number)
 
     def spend(budget: float) -> Programming:
+        _check(budget)
         price = _price(extra, budget * full, float(ordered[-1]) if len(ordered) else 0.0)
         rows = []
         for square in squares:
@@ -224,6 +226,11 @@ def _cheapest(
         )
 
     return spend
+
+
+def _check(budget: float) -> None:
+    if not 0 <= budget <= 1:
+        raise DataError(f"a budget of {budget} came; wanted 0 to 1, a fraction of the cycles that verifying all takes")
 
 
 def _hull(
