@@ -2,11 +2,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
-from weightbank.cim import Cells, Device, WriteVerify, each_chip, retrain_in_situ
+from weightbank.cim import Cells, Device, Retraining, WriteVerify, by_weight, each_chip, rank, retrain_in_situ, sweep
 from weightbank.distributions import Point
-from weightbank.errors import DataError, DivergedError
+from weightbank.distributions.distribution import seed_of
+from weightbank.errors import DataError, DivergedError, LayoutError
+from weightbank.task import Task
 
 
 def test_without_steps_it_is_a_chip_written_once(trained):
@@ -72,8 +75,99 @@ def test_retraining_repairs_a_chip_and_counts_what_it_took(trained):
             found.append(each_chip(trained, Point(chip.theta, trained.layout), 1).mean)
         effort.append(chip.ledger.effort)
     assert sum(after) / 3 > sum(before) / 3 + 0.03
+    assert effort[0].cells == 8 * cells.count == 8 * (6 * 20 + 20 * 4)  # the 24 biases are digital
     full = WriteVerify().outcome(0.5).effort(effort[0].cells)
     assert 0 < effort[0].write_cycles(full) < 5
+
+
+BUDGETS = (0.0, 0.02, 0.05, 0.5)
+
+
+def test_a_budget_is_spent_by_the_last_step_within_it(trained):
+    """Each chip by `retrain_in_situ`, step by step: the last one whose extra pulses are within the budget."""
+    cells = Cells.of(trained, Device(8, 1, sigma=0.5, verified_sigma=0.03))
+    method = Retraining(trained, cells, learning_rate=0.01, chips=3, steps=40)
+    scored = []
+
+    def score(theta):
+        scored.append(theta)
+        return each_chip(trained, Point(theta, trained.layout), 1).mean
+
+    trained.train.generator.manual_seed(77)
+    state = trained.train.generator.get_state()
+    seed = seed_of(torch.Generator().manual_seed(5))
+    found = method.spent(BUDGETS[::-1], score, seed)
+    assert torch.equal(trained.train.generator.get_state(), state)
+    assert list(found) == list(BUDGETS)
+    # The first chip is the one that retrain_in_situ makes of the same seed and order of batches.
+    trained.train.generator.manual_seed(seed)
+    start = retrain_in_situ(trained, cells, steps=0, learning_rate=1, generator=torch.Generator().manual_seed(5))
+    states = [(start.theta, start.ledger)]
+    generator = torch.Generator().manual_seed(5)
+    retrain_in_situ(
+        trained,
+        cells,
+        steps=40,
+        learning_rate=0.01,
+        generator=generator,
+        each_step=lambda *now: states.append(now[1:]),
+    )
+    trained.train.generator.manual_seed(0)
+    per_cell = WriteVerify.matching(cells.device).outcome(0.5).pulses - 1
+    spent = [float((ledger.pulses - 1).clamp(min=0).sum()) / (8 * 200 * per_cell) for _, ledger in states]
+    assert BUDGETS[2] < spent[-1] < BUDGETS[3]
+    for budget in BUDGETS:
+        last = sum(cycles <= budget for cycles in spent) - 1
+        theta = states[last][0]
+        assert any(torch.equal(theta, one) for one in scored)
+        one = Retraining(trained, cells, learning_rate=0.01, chips=3, steps=40).spent([budget], score, seed)[budget]
+        assert one.accuracy.values == found[budget].accuracy.values
+        assert one.accuracy.values[0] == each_chip(trained, Point(theta, trained.layout), 1).mean
+        assert found[budget].write_cycles <= budget
+        assert abs(found[budget].write_cycles - spent[last]) < 0.05
+
+
+def test_in_situ_retraining_is_a_method_of_a_sweep(trained, tmp_path):
+    cells = Cells.of(trained, Device(8, 1, sigma=0.5, verified_sigma=0.03))
+    ways = {
+        "in situ": Retraining(trained, cells, learning_rate=0.005, chips=3, steps=60),
+        "magnitude": by_weight(cells, rank(cells.relative)),
+    }
+    path = tmp_path / "sweep.json"
+    found = sweep(trained, ways, BUDGETS, chips=24, path=path)
+    rows = found.of("in situ")
+    assert [row.budget for row in rows] == list(BUDGETS)
+    assert [row.accuracy.n for row in rows] == [3] * 4
+    spent = ways["in situ"].spent(BUDGETS, lambda theta: each_chip(trained, Point(theta, trained.layout), 1).mean)
+    for row in rows:
+        assert row.accuracy.mean == pytest.approx(spent[row.budget].accuracy.mean)
+        half = stats.t.ppf(0.975, 2) * row.accuracy.stderr
+        assert row.high - row.low == pytest.approx(2 * half, rel=0.05)  # student() is a series in 1 / freedom
+        assert row.fraction == row.reads == 0
+    assert rows[-1].accuracy.mean > rows[0].accuracy.mean + 0.02
+    only = sweep(trained, {"magnitude": ways["magnitude"]}, BUDGETS, chips=24)
+    assert [row.accuracy.to_dict() for row in only.rows] == [row.accuracy.to_dict() for row in found.of("magnitude")]
+    # A second call computes nothing: every row is in the file.
+    task = Task(trained.name, trained.model, trained.loss, [], trained.test)
+    again = {"in situ": Retraining(task, cells, learning_rate=0.005, chips=3, steps=60), "magnitude": ways["magnitude"]}
+    assert sweep(task, again, BUDGETS, chips=24, path=path).to_dict() == found.to_dict()
+    again["in situ"] = Retraining(task, cells, learning_rate=0.006, chips=3, steps=60)
+    with pytest.raises(DataError, match="no batch"):
+        sweep(task, again, BUDGETS, chips=24, path=path)
+
+
+def test_bad_methods_are_refused(trained):
+    with pytest.raises(DataError, match="plain errors"):
+        Retraining(trained, Cells.of(trained, Device(pairs=True)))
+    with pytest.raises(DataError, match="chips=2"):
+        Retraining(trained, Cells.of(trained, Device()), chips=2)
+    with pytest.raises(DataError, match="no tolerance turns"):
+        Retraining(trained, Cells.of(trained, Device(sigma=0.1, verified_sigma=0.1)))
+    other = Cells.of(trained, Device(), trained.theta() + 1)
+    cells = Cells.of(trained, Device())
+    ways = {"magnitude": by_weight(cells, rank(cells.relative)), "in situ": Retraining(trained, other)}
+    with pytest.raises(LayoutError, match="'in situ' programs other weights"):
+        sweep(trained, ways)
 
 
 def test_bad_requests_are_refused(trained):

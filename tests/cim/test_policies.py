@@ -87,6 +87,26 @@ def test_graded_tolerances_are_the_best_of_all_assignments():
                 assert other >= found * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("policy", [graded, partial(read_first, tolerances=MENU[1:])])
+def test_weights_that_no_example_felt_are_verified_when_the_budget_reaches_them(policy):
+    """A quarter of the weights has no curvature: all are read when all write cycles are spent, none at a hundredth."""
+    cells, score = laid_out(4000)
+    blank = torch.arange(len(score)) % 4 == 0
+    score = score.masked_fill(blank, 0.0)
+    blank &= cells.on_device
+    little, all_ = (policy(cells, score, PROCESS)(budget) for budget in (0.01, 1.0))
+    assert not bool(little.rule.read[:, blank].any())
+    assert bool(all_.rule.read[0, blank].all())
+    least = policy(cells, score, PROCESS, floor=0.0)(1.0)
+    assert not bool(least.rule.read[:, blank].any())
+    # The floor is that of curvatures clamped by hand.
+    mean = float(score[cells.on_device].double().mean())
+    by_hand = policy(cells, score.double().clamp(min=0.05 * mean), PROCESS, floor=0.0)(0.3)
+    assert torch.equal(policy(cells, score.double(), PROCESS, floor=0.05)(0.3).rule.grades, by_hand.rule.grades)
+    with pytest.raises(DataError, match="floor=-1"):
+        policy(cells, score, PROCESS, floor=-1.0)
+
+
 def test_a_price_on_reads_saves_reads():
     cells, score = laid_out(4000)
     free, dear = (graded(cells, score, PROCESS, read_price=price)(0.1) for price in (0.0, 0.5))
@@ -152,3 +172,11 @@ def test_policies_say_what_they_cannot_use():
     with pytest.raises(DataError, match="use by_weight or by_cell"):
         read_first(fitted, score, PROCESS)
     assert by_cell(fitted, score)(0.1).fraction == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("budget", [-0.1, 1.5, math.nan])
+def test_budgets_out_of_range_are_refused(name, budget):
+    cells, score = laid_out(40)
+    with pytest.raises(DataError, match="0 to 1"):
+        POLICIES[name](cells, score, PROCESS)(budget)

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from statistics import NormalDist
 
 import pytest
@@ -122,3 +124,30 @@ def test_a_mask_of_another_shape_is_refused(trained):
 
 def test_a_task_is_programmed_with_its_present_weights(trained):
     assert torch.equal(program(trained, Device()).mean(), trained.theta())
+
+
+UNTYPED = """
+import torch, weightbank as wb
+from weightbank.errors import DataError, LayoutError
+task = wb.Task("t", torch.nn.Linear(3, 2), torch.nn.functional.mse_loss, [], [])
+scores = torch.rand(8)
+for error, words, wrong in (
+    (LayoutError, "wanted a mask", lambda: wb.program(task, wb.Device(), wb.rank(scores))),
+    (LayoutError, "wanted a mask", lambda: wb.program(task, wb.Device(), scores)),
+    (LayoutError, "torch.bool came", lambda: wb.write_verify(task, wb.Device(), scores > 0.5)),
+    (LayoutError, r"shape (2, 4) came", lambda: wb.rank(scores.view(2, 4))),
+    (DataError, "wanted whole numbers", lambda: wb.Device(weight_bits=8.5)),
+):
+    try:
+        wrong()
+    except error as found:
+        assert words in str(found), found
+    else:
+        raise AssertionError(words)
+"""
+
+
+def test_what_a_type_checker_would_find_is_told_without_one():
+    """In a process of its own, since here annotations are checked at run time."""
+    found = subprocess.run([sys.executable, "-c", UNTYPED], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr

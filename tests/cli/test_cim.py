@@ -20,6 +20,7 @@ from weightbank.cim import (
     Device,
     Drift,
     Plan,
+    Retraining,
     Sweep,
     WriteVerify,
     by_cell,
@@ -188,6 +189,25 @@ def test_a_sweep_of_all_methods_ranks_them_and_fits_100_columns(run: Callable[..
     assert accuracy["random"] < accuracy["published"] + 2 < accuracy["cells"] < accuracy["graded"]
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
     assert "each cell is read" in text
+
+
+def test_in_situ_retraining_is_swept_and_drawn_if_it_is_named(
+    run: Callable[..., Any], kept: Path, network: Network, tmp_path: Path
+) -> None:
+    budgets = ("--budget", "0.01", "--budget", "0.1")
+    arguments = ["sweep", str(kept), *QUICK, *budgets, "--method", "in-situ", "--method", "cells", "-o", "out"]
+    settings = ["--retraining", "lr=0.02, chips=3,steps=80"]
+    found = json.loads(run(*arguments, *settings, "--json").stdout)
+    cells = Cells.of(network.task, Device(sigma=0.5))
+    method = Retraining(network.task, cells, learning_rate=0.02, chips=3, steps=80)
+    rows = sweep(network.task, {"in situ": method}, (0.01, 0.1)).to_dict()["rows"]
+    assert [row for row in found["rows"] if row["method"] == "in situ"] == rows
+    words = {"".join(node.itertext()) for node in ET.parse("out/sweep.svg").iter("{http://www.w3.org/2000/svg}text")}
+    assert "in situ" in words
+    assert "In situ: 3 chips of their own" in run(*arguments, *settings).stdout
+    wrong = run(*arguments, "--retraining", "rate=1", code=1).stderr
+    assert "--retraining rate=1: wanted some of lr=" in wrong
+    assert "add --method 'in situ'" in run("sweep", str(kept), "--method", "cells", *settings, code=1).stderr
 
 
 def test_methods_that_a_network_does_not_allow_are_left_out_unless_named(run: Callable[..., Any], own: Path) -> None:

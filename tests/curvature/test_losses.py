@@ -86,6 +86,8 @@ def test_the_recorded_loss_has_its_usual_value_and_no_graph():
 
 def test_an_unknown_loss_is_its_own_output_without_curvature():
     z = numbers(5, 3).requires_grad_()
+    with pytest.raises(CurvatureError, match="reduction='sum'"):  # no mean: scores would grow with the batch
+        any_head_of(partial(F.cross_entropy, reduction="sum"), z, classes(5))
     head = any_head_of(hinge, z, classes(5))
     assert float(head.z.detach()) == pytest.approx(5 * float(hinge(z.detach(), classes(5))))
     assert (float(head.total), float(head.observed()), float(head.diagonal())) == (5.0, 1.0, 0.0)

@@ -3,7 +3,7 @@
 from weightbank.cim.baselines import first_derivative, noise_injection
 from weightbank.cim.cells import Cells
 from weightbank.cim.device import Device
-from weightbank.cim.insitu import Retrained, retrain_in_situ
+from weightbank.cim.insitu import Retrained, Retraining, retrain_in_situ
 from weightbank.cim.ledger import Effort, Ledger
 from weightbank.cim.montecarlo import Comparison, compare, each_chip, mean_over_chips
 from weightbank.cim.plan import Plan, Trial
@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "Programming",
     "Retrained",
+    "Retraining",
     "Rule",
     "Sweep",
     "Table",

@@ -63,9 +63,10 @@ class Device:
     drift: Drift | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.cell_bits <= self.weight_bits <= 24:
+        whole = isinstance(self.cell_bits, int) and isinstance(self.weight_bits, int)
+        if not whole or not 1 <= self.cell_bits <= self.weight_bits <= 24:
             raise DataError(
-                f"weight_bits={self.weight_bits} over cells of cell_bits={self.cell_bits}; wanted "
+                f"weight_bits={self.weight_bits} over cells of cell_bits={self.cell_bits}; wanted whole numbers, "
                 "1 <= cell_bits <= weight_bits <= 24"
             )
         for name in ("sigma", "verified_sigma"):

@@ -60,7 +60,7 @@ class Ledger:
     """What happened to each cell of an array of any shape: full, selective, graded and in-situ programming keep one.
 
     errors: the value that it holds minus the one wanted, in level steps.
-    pulses: write pulses, the first included.
+    pulses: write pulses, the first included; 0 where there is no cell, for digital weights.
     reads: verifying reads.
     failed: whether it was given up out of tolerance.
     """
@@ -71,16 +71,18 @@ class Ledger:
     failed: Bool[Tensor, "*cells"]
 
     @classmethod
-    def written_once(cls, errors: Float[Tensor, "*cells"]) -> "Ledger":
-        """One pulse for each cell, no read."""
+    def written_once(cls, errors: Float[Tensor, "*cells"], where: Bool[Tensor, "*#cells"] | None = None) -> "Ledger":
+        """One pulse for each cell, no read; `where` (of a shape that broadcasts) says which entries are cells."""
         none = torch.zeros(errors.shape, dtype=torch.int32)
-        return cls(errors, torch.ones_like(none), none, none.bool())
+        if where is None:
+            return cls(errors, torch.ones_like(none), none, none.bool())
+        return cls(torch.where(where, errors, 0.0), none + where.to(torch.int32), none, none.bool())
 
     @property
     def effort(self) -> Effort:
-        """The totals."""
-        sums = [float(part.sum(dtype=torch.float64)) for part in (self.pulses, self.reads, self.failed)]
-        return Effort(float(self.errors.numel()), *sums)
+        """The totals over all that was written."""
+        parts = (self.pulses > 0, self.pulses, self.reads, self.failed)
+        return Effort(*(float(part.sum(dtype=torch.float64)) for part in parts))
 
     def rewritten(self, cells: Bool[Tensor, "*cells"], errors: Float[Tensor, "*cells"]) -> "Ledger":
         """The books after one more unverified pulse to each of `cells`, which then err by their `errors`."""

@@ -22,6 +22,10 @@ from weightbank.types import Flat
 MENU = (math.inf, 0.48, 0.24, 0.12, 0.06, 0.03)
 """Tolerances in level steps to choose from; infinity is not to read a cell at all."""
 
+FLOOR = 1e-3
+"""The least curvature of a weight that `graded` and `read_first` reckon with, as a share of the mean curvature: one of
+zero says that no training example felt the weight, not that large errors of many such weights do no harm."""
+
 
 @dataclass(frozen=True, eq=False)
 class Programming:
@@ -79,6 +83,7 @@ def by_significance(cells: Cells, scores: Flat | Order, process: WriteVerify | N
     order = scores if scores.dtype == torch.int64 else rank(benefit(scores, cells), tie=cells.relative)
 
     def spend(budget: float) -> Programming:
+        _check(budget)
         whole, share = divmod(budget * cells.device.cells, 1)
         fractions = [1.0] * int(whole) + [share] + [0.0] * cells.device.cells
         rows = [select(order, part, among=cells.on_device) for part in fractions[: cells.device.cells]]
@@ -94,14 +99,16 @@ def graded(
     *,
     menu: Sequence[float] = MENU,
     read_price: float = 0.0,
+    floor: float = FLOOR,
 ) -> Spend:
     """Give each cell a tolerance from a menu: loose where the loss hardly feels it, tight where it does.
 
     Minimises Σ ½ h scale² 4^(-i m) var_k + λ (pulses_k + read_price · reads_k), var, pulses and reads as of
-    `WriteVerify.outcome`; the multiplier λ is the largest effort the budget allows.
+    `WriteVerify.outcome`; the multiplier λ is the largest effort the budget allows. No h counts for less than `floor`
+    times the mean of the weights on the device, so that a large budget reaches weights of no curvature, too.
     """
     chosen = process or WriteVerify.matching(cells.device)
-    return _cheapest(cells, scores, chosen, [(t, t) for t in menu], read_price)
+    return _cheapest(cells, scores, chosen, [(t, t) for t in menu], read_price, floor)
 
 
 def read_first(
@@ -111,11 +118,13 @@ def read_first(
     *,
     tolerances: Sequence[float] | None = None,
     read_price: float = 0.0,
+    floor: float = FLOOR,
 ) -> Spend:
     """Read the programmed cells, and verify those whose error was in fact harmful: where h error² is large.
 
     Each cell has a limit on its first read, as large as λ allows, beyond which it is verified to the process's
     tolerance, or to the best of several `tolerances`. Cells whose limit would be six standard deviations are not read.
+    No h counts for less than `floor` times the mean of the weights on the device.
     """
     chosen = process or WriteVerify.matching(cells.device)
     sigma = _sigma(cells)
@@ -123,7 +132,7 @@ def read_first(
     for tolerance in tolerances or (chosen.tolerance,):
         steps = math.log(max(6 * sigma / tolerance, 1.0)) / 60
         options += [(tolerance * math.exp(steps * step), tolerance) for step in range(61)]
-    return _cheapest(cells, scores, chosen, options, read_price)
+    return _cheapest(cells, scores, chosen, options, read_price, floor)
 
 
 def compensate(
@@ -165,12 +174,20 @@ def programming(cells: Cells, verified: Bool[Tensor, "*M P"], process: WriteVeri
 
 
 def _cheapest(
-    cells: Cells, scores: Flat | Order, process: WriteVerify, options: list[tuple[float, float]], read_price: float
+    cells: Cells,
+    scores: Flat | Order,
+    process: WriteVerify,
+    options: list[tuple[float, float]],
+    read_price: float,
+    floor: float,
 ) -> Spend:
     """The best (limit, tolerance) for each cell at a common price of a pulse, and the price that meets the budget."""
+    if not 0 <= floor < math.inf:
+        raise DataError(f"floor={floor}; wanted 0 or more, as a share of the mean curvature")
     sigma = _sigma(cells)
-    worth = 0.5 * _curvature(cells, scores, "graded and read-first programming").double().clamp(min=0).to("cpu")
-    worth *= cells.scale.double().square()
+    curvature = _curvature(cells, scores, "graded and read-first programming").double().clamp(min=0).to("cpu")
+    least = floor * float(curvature[cells.on_device].sum()) / max(1, cells.count)
+    worth = 0.5 * curvature.clamp(min=least) * cells.scale.double().square()
     hull, corners = _hull(process, sigma, [(math.inf, process.tolerance), *options], read_price)
     outcomes = [process.outcome(sigma, limit=limit, tolerance=t) for limit, t in hull]
     steps = torch.tensor([b.pulses - a.pulses for a, b in pairwise(outcomes)], dtype=torch.float64)
@@ -188,6 +205,7 @@ def _cheapest(
         return total / max(1, number)
 
     def spend(budget: float) -> Programming:
+        _check(budget)
         price = _price(extra, budget * full, float(ordered[-1]) if len(ordered) else 0.0)
         rows = []
         for square in squares:
@@ -208,6 +226,11 @@ def _cheapest(
         )
 
     return spend
+
+
+def _check(budget: float) -> None:
+    if not 0 <= budget <= 1:
+        raise DataError(f"a budget of {budget} came; wanted 0 to 1, a fraction of the cycles that verifying all takes")
 
 
 def _hull(

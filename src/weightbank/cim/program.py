@@ -47,6 +47,10 @@ class Chip(OnCells):
         shapes = ((self.layout.size,), (self.device.cells, self.layout.size))
         if self.verified is not None and tuple(self.verified.shape) not in shapes:
             raise LayoutError(f"verified has shape {tuple(self.verified.shape)}; wanted {shapes[0]} or {shapes[1]}")
+        if self.verified is not None and self.verified.dtype != torch.bool:
+            raise LayoutError(
+                f"verified holds {self.verified.dtype}; wanted a mask (torch.bool), such as select(rank(scores), 0.05)"
+            )
 
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:
         """The same chips one at a time, in one reused vector: one normal per weight; per cell with faults or drift."""

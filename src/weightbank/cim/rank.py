@@ -22,7 +22,8 @@ _Rows: TypeAlias = Callable[[], Iterable[Flat]]
 def rank(score: Flat, *, tie: Flat | None = None) -> Order:
     """The indices of the weights, best first, shape (P,): by `score`, then `tie` (larger first), then index.
 
-    For 129.6 million float32 weights it takes about 5 GB. Raises `NonFiniteError` for NaN or infinite scores.
+    For 129.6 million float32 weights it takes about 5 GB. Raises `NonFiniteError` for NaN or infinite scores,
+    `LayoutError` for other shapes than (P,).
 
     >>> rank(torch.tensor([1.0, 3.0, 1.0, 2.0]), tie=torch.tensor([0.1, 0.0, 0.2, 0.0]))
     tensor([1, 3, 2, 0])
@@ -94,6 +95,8 @@ def cell_benefits(score: Flat, cells: Cells) -> Iterator[Flat]:
     ½ score · scale² · 4^(-i m) · (sigma² - verified_sigma²), per pair twice that; `score` is a curvature, in loss per
     squared weight.
     """
+    if not score.is_floating_point():
+        raise LayoutError(f"scores of {score.dtype} came; wanted curvatures (floating) or an order (int64) of rank()")
     _check(score, None)
     cells.layout.check(score)
     device = cells.device
@@ -237,6 +240,8 @@ def _count(fraction: float | None, count: int | None, size: int) -> int:
 
 
 def _check(score: Tensor, tie: Tensor | None) -> None:
+    if score.ndim != 1:
+        raise LayoutError(f"scores of shape {tuple(score.shape)} came; wanted one vector over all weights, (P,)")
     for name, vector in (("scores", score), ("ties", tie)):
         if vector is not None and not bool(vector.isfinite().all()):
             bad = int((~vector.isfinite()).sum())

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from weightbank.cim.cells import Cells
+from weightbank.cim.insitu import Retraining, Spent
 from weightbank.cim.montecarlo import LEAST, Passes, Scorer, student
 from weightbank.cim.plan import estimate_of
 from weightbank.cim.policies import Programming, Spend
@@ -127,7 +129,7 @@ _PLAIN = ("method", "budget", "fraction", "write_cycles", "total_write_cycles", 
 
 def sweep(
     task: Task,
-    methods: Mapping[str, Spend],
+    methods: Mapping[str, Spend | Retraining],
     budgets: Sequence[float] = BUDGETS,
     *,
     chips: int = 300,
@@ -142,7 +144,8 @@ def sweep(
 
     Args:
         task: the model; the accuracy (the negative loss for floating targets) is that on its test data.
-        methods: names to ways of spending a budget, such as `by_cell(cells, curvature)`, all for the same weights.
+        methods: names to ways of spending a budget, such as `by_cell(cells, curvature)`, all for the same weights. A
+            `Retraining` has chips of its own, as many as it says, each seen at all budgets on all of the data.
         budgets: normalised write cycles, 0 to 1.
         chips: so many for each row, rounded up to whole passes over the data, at least two passes.
         stderr: a row is done when its standard error is below this, after four passes at the earliest.
@@ -162,24 +165,31 @@ def sweep(
         )
     if stderr is not None and not stderr > 0:
         raise DataError(f"stderr={stderr}; wanted a positive one, or None")
-    theta = next(iter(methods.values()))(0.0).law.cells.theta
+    theta = _cells(next(iter(methods.values()))).theta
     scorer = Scorer(task, data)
     clean = float((scorer.run(lambda: theta) * scorer.weights).sum())
     passes = max(LEAST, math.ceil(chips / len(scorer.counts)))
     found = Sweep(task.name, clean, task.layout.fingerprint, _hash(theta), ())
+    for name, method in methods.items():
+        if _hash(_cells(method).theta) != found.weights:
+            raise LayoutError(f"'{name}' programs other weights than the first; give all the same")
     known = {} if path is None else _known(Path(path), found)
     left = dict(known)
     with progress(f"{task.name}: write cycles", len(budgets) * len(methods)) as bar:
         for budget in budgets:
-            for name, spend in methods.items():
+            for name, method in methods.items():
                 bar.note(f"{name} {budget:.3g}")
-                way = spend(budget)
-                if _hash(way.law.cells.theta) != found.weights:
-                    raise LayoutError(f"'{name}' programs other weights than the first; give all the same")
-                key = _key(way, [seed, passes, stderr])
-                row = known[key] if key in known else _measured(way, scorer, passes, stderr, seed, key)
-                plain = {part: getattr(way, part) for part in _PLAIN[2:]}
-                known[key] = replace(row, method=name, budget=float(budget), **plain)
+                if isinstance(method, Retraining):
+                    key = _retraining_key(method, budget, seed)
+                    if key not in known:  # one chip is trained past all budgets
+                        known |= _retrained(method, scorer, budgets, seed)
+                    known[key] = replace(known[key], method=name, budget=float(budget))
+                else:
+                    way = method(budget)
+                    key = _key(way, [seed, passes, stderr])
+                    row = known[key] if key in known else _measured(way, scorer, passes, stderr, seed, key)
+                    plain = {part: getattr(way, part) for part in _PLAIN[2:]}
+                    known[key] = replace(row, method=name, budget=float(budget), **plain)
                 left.pop(key, None)
                 found = replace(found, rows=(*found.rows, known[key]))
                 if path is not None:
@@ -197,10 +207,31 @@ def _measured(way: Programming, scorer: Scorer, passes: int, stderr: float | Non
         if len(chips.rows) >= EARLY and stderr is not None and (chips.strata().estimate.stderr or 0.0) < stderr:
             break
     strata = chips.strata()
-    accuracy = strata.estimate
-    half = student((1 + CONFIDENCE) / 2, strata.freedom) * (accuracy.stderr or 0.0)
+    return _banded(strata.estimate, strata.freedom, key)
+
+
+def _banded(accuracy: Estimate, freedom: float, key: str) -> Row:
+    """A row that has nothing yet but its accuracy and band."""
+    half = student((1 + CONFIDENCE) / 2, freedom) * (accuracy.stderr or 0.0)
     low, high = accuracy.mean - half, accuracy.mean + half
     return Row("", 0.0, 0.0, 0.0, 0.0, 0.0, accuracy, low, high, key)
+
+
+def _retrained(method: Retraining, scorer: Scorer, budgets: Sequence[float], seed: int) -> dict[str, Row]:
+    """The rows of in-situ retraining by key."""
+    found = method.spent(budgets, lambda theta: float((scorer.run(lambda: theta) * scorer.weights).sum()), seed)
+
+    def row(budget: float, spent: Spent) -> Row:
+        accuracy = Estimate(spent.accuracy.mean, spent.accuracy.stderr, spent.accuracy.n)  # a file keeps no more
+        banded = _banded(accuracy, method.chips - 1, _retraining_key(method, budget, seed))
+        return replace(banded, write_cycles=spent.write_cycles, total_write_cycles=spent.total_write_cycles)
+
+    rows = [row(budget, spent) for budget, spent in found.items()]
+    return {row.key: row for row in rows}
+
+
+def _cells(method: Spend | Retraining) -> Cells:
+    return method.cells if isinstance(method, Retraining) else method(0.0).law.cells
 
 
 def _known(path: Path, wanted: Sweep) -> dict[str, Row]:
@@ -232,6 +263,16 @@ def _key(way: Programming, settings: list[Any]) -> str:
         parts += [process, way.rule.limits, way.rule.tolerances, rows, "" if absorb is None else _hash(absorb)]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update(_hash(law.cells.theta).encode())
+    return digest.hexdigest()[:16]
+
+
+def _retraining_key(method: Retraining, budget: float, seed: int) -> str:
+    """A digest of what a row of in-situ retraining depends on, but for the data."""
+    names = ("learning_rate", "momentum", "chips", "steps")
+    settings = ["in situ", *(getattr(method, name) for name in names), asdict(method.full), budget, seed]
+    device = method.cells.device.describe() if not callable(method.cells.device.analog) else repr(method.cells.device)
+    digest = hashlib.sha256(json.dumps([device, *settings]).encode())
+    digest.update(_hash(method.cells.theta).encode())
     return digest.hexdigest()[:16]
 
 

@@ -193,9 +193,10 @@ def sweep_command(
         list[str] | None,
         typer.Option(
             help="random, magnitude, 'first derivative', published, weights, 'top cells', cells, graded, 'read first', "
-            "compensate; repeat it. [all]"
+            "compensate [all these], 'in situ' (retraining); repeat it."
         ),
     ] = None,
+    retraining: Annotated[str, typer.Option(help="In situ: lr=0.003,momentum=0.0,chips=5,steps=1000 or some.")] = "",
     budget: Annotated[
         list[float] | None, typer.Option(min=0.0, max=1.0, help="Of the write cycles of verifying all; repeat it.")
     ] = None,
@@ -216,6 +217,7 @@ def sweep_command(
 
     hint = "nothing was kept" if output is None else f"the same command goes on from {output}"
     options: dict[str, Any] = {"chips": chips, "stderr": stderr, "seed": made.seed, "json": json}
+    options["retraining"] = retraining
     with _resumable(hint):
         show_sweep(made.wanted(network), memory.device(), loop.process(), method, budget, which, output, **options)
 

@@ -12,6 +12,7 @@ from weightbank import curvature
 from weightbank.cim import (
     MENU,
     Cells,
+    Retraining,
     WriteVerify,
     by_cell,
     by_significance,
@@ -51,6 +52,9 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 
 BASELINES = ("random", "magnitude", "first derivative", "published")
 METHODS = (*BASELINES, *POLICIES)
+
+IN_SITU = "in situ"
+"""Retraining on the chip: measured by sweeps only if it is named, since each of its chips is trained."""
 
 FEW = 6_000
 """Training examples behind the published ranking, unless told otherwise: its cost is several passes."""
@@ -112,22 +116,46 @@ def spend(name: str, cells: Cells, scores: Scores, which: str, process: WriteVer
 
 
 def methods(
-    names: Iterable[str] | None, cells: Cells, scores: Scores, which: str, process: WriteVerify | None
-) -> dict[str, Spend]:
-    """Methods by name; without names all that this network and device allow, and a note about the others.
+    names: Iterable[str] | None,
+    cells: Cells,
+    scores: Scores,
+    which: str,
+    process: WriteVerify | None,
+    retraining: str = "",
+) -> dict[str, Spend | Retraining]:
+    """Methods by name; without names all orders and policies that this network and device allow, and a note about the
+    others. `retraining` is for "in situ".
 
     Raises `DataError` for another name, and whatever a method that was named raises.
     """
     chosen = [name.replace("-", " ") for name in names] if names else list(METHODS)
-    unknown = [name for name in chosen if name not in METHODS]
+    unknown = [name for name in chosen if name not in (*METHODS, IN_SITU)]
     if unknown:
-        raise DataError(f"no method is called '{unknown[0]}'; there are: {', '.join(METHODS)}")
-    found: dict[str, Spend] = {}
+        raise DataError(f"no method is called '{unknown[0]}'; there are: {', '.join((*METHODS, IN_SITU))}")
+    if retraining and IN_SITU not in chosen:
+        raise DataError(f"--retraining {retraining} is for the method '{IN_SITU}'; add --method '{IN_SITU}'")
+    found: dict[str, Spend | Retraining] = {}
     for name in chosen:
         try:
+            if name == IN_SITU:
+                found[name] = retraining_of(scores.task, cells, process, retraining)
+                continue
             found[name] = spend(name, cells, scores, which, process)
         except (CurvatureError, DataError) as error:
             if names:
                 raise
             note(f"without '{name}': {error}")
     return found
+
+
+def retraining_of(task: Task, cells: Cells, process: WriteVerify | None, text: str) -> Retraining:
+    """In-situ retraining as `--retraining` says, e.g. "lr=0.03,momentum=0.9,chips=10,steps=2000"."""
+    kinds: dict[str, type] = {"lr": float, "momentum": float, "chips": int, "steps": int}
+    given: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            given[name.replace("lr", "learning_rate")] = kinds[name](value)
+        except (KeyError, ValueError):
+            raise DataError(f"--retraining {part}: wanted some of lr=0.003,momentum=0.0,chips=5,steps=1000") from None
+    return Retraining(task, cells, process=process, **given)

@@ -10,7 +10,7 @@ import torch
 from weightbank.cim import Device, Plan, WriteVerify, each_chip, sweep, write_verify
 from weightbank.cim.plan import trial_to_dict
 from weightbank.cim.sweep import BUDGETS, Sweep
-from weightbank.cli.cim_methods import Scores, methods, policy_of
+from weightbank.cli.cim_methods import IN_SITU, Scores, methods, policy_of
 from weightbank.cli.cim_network import Wanted, facts, prepared
 from weightbank.cli.cim_scores import cells_of
 from weightbank.cli.console import say, say_wrapped, show_json, show_table
@@ -34,13 +34,14 @@ def show_sweep(
     stderr: float | None,
     seed: int,
     json: bool,
+    retraining: str = "",
 ) -> None:
     """Sweep, print a table, and leave `sweep.json`, `sweep.csv` and `sweep.svg` in a directory."""
     if output is not None:
         drawing()  # or say what is missing before minutes of work
     network = prepared(wanted)
     cells = cells_of(network, device)
-    ways = methods(names, cells, Scores(network, seed=seed), which, process)
+    ways = methods(names, cells, Scores(network, seed=seed), which, process, retraining)
     path = None if output is None else output / SWEEP_FILE
     asked = tuple(budgets) if budgets else BUDGETS
     found = sweep(network.task, ways, asked, chips=chips, stderr=stderr, seed=seed, path=path)
@@ -77,11 +78,18 @@ def show_rows(found: Sweep, budgets: Sequence[float]) -> None:
         "everything are spent:"
     )
     show_table(["method", *(f"{100 * budget:g} %" for budget in budgets)], table)
-    chips = sorted({row.accuracy.n for row in found.rows})
-    say_wrapped(
-        f"± one standard error over {' to '.join(f'{n:,}' for n in (chips[0], chips[-1])[: len(chips)])} chips, the "
-        "same for all methods, so two of them differ by less chance than that says."
-    )
+    chips = sorted({row.accuracy.n for row in found.rows if row.method != IN_SITU})
+    if chips:
+        say_wrapped(
+            f"± one standard error over {' to '.join(f'{n:,}' for n in (chips[0], chips[-1])[: len(chips)])} chips, "
+            "the same for all methods, so two of them differ by less chance than that says."
+        )
+    if IN_SITU in found.methods:
+        last = found.of(IN_SITU)[-1]
+        say_wrapped(
+            f"In situ: {last.accuracy.n} chips of their own, each trained on and on without verifying, and at the end "
+            f"after {100 * last.write_cycles:.3g}% of the write cycles; what its whole steps left over is not spent."
+        )
     middle = [row for row in found.rows if row.budget == sorted(budgets)[len(budgets) // 2]]
     least, most = (pick(middle, key=lambda row: row.reads) for pick in (min, max))
     if most.reads > least.reads:

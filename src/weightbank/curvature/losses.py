@@ -44,9 +44,14 @@ def head_of(loss: Loss, output: Any, target: Tensor) -> Head:
 
 
 def any_head_of(loss: Loss, output: Any, target: Tensor) -> Head:
-    """`head_of`, or for a loss it does not know the loss itself as the only output, one unit per example."""
+    """`head_of`, or for a loss it does not know the loss itself as the only output, one unit per example.
+
+    Raises `CurvatureError` for a known loss with another reduction than "mean".
+    """
     try:
         return head_of(loss, output, target)
+    except _NoMean:
+        raise
     except CurvatureError:
         return loss_itself(loss(output, target), len(target))
 
@@ -65,6 +70,10 @@ def check_head(name: str, head: Head) -> None:
                 f"{name}: nll_loss wants log-probabilities, but the outputs' logsumexp is up to {doubt:.3g} from 0; "
                 "end the model in log_softmax, or use F.cross_entropy"
             )
+
+
+class _NoMean(CurvatureError):
+    """A known loss that is no mean over its units."""
 
 
 class LogSoftmax(Softmax):
@@ -121,7 +130,7 @@ def _sigmoid(name: str, arguments: dict[str, Any]) -> Elementwise:
 
 def _outputs_and_target(name: str, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
     if arguments["size_average"] is not None or arguments["reduce"] is not None or arguments["reduction"] != "mean":
-        raise CurvatureError(
+        raise _NoMean(
             f"loss '{name}' has reduction={arguments['reduction']!r}, size_average={arguments['size_average']}, "
             f"reduce={arguments['reduce']}; a task's loss is a mean: wanted reduction='mean' and the other two None"
         )
