@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 from torch import nn
 
@@ -114,7 +114,7 @@ class Precision:
         if not isinstance(self.rules, tuple | list) or not all(isinstance(rule, Rule) for rule in self.rules):
             raise PrecisionError(f"rules={self.rules!r}; wanted a tuple of override(...) and exempt(...)")
         object.__setattr__(self, "rules", tuple(self.rules))
-        if not isinstance(self.seed, int):
+        if not isinstance(self.seed, SupportsIndex):  # whole numbers of numpy, too
             raise PrecisionError(f"seed={self.seed!r}; wanted a whole number")
 
     @classmethod
