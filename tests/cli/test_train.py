@@ -128,6 +128,23 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path) -> None:
     assert "there is a run here already" in run("--out", "r").stderr
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["--pack nope", "--pack BlockFloatingPoint(8,block=Per(1))", "--average-in nope", "--average-lr 0", "--lr -1"],
+)
+def test_what_would_fail_after_the_last_epoch_is_refused_before_the_first_and_leaves_nothing(
+    run: Run, tmp_path: Path, wrong: str
+) -> None:
+    result = run("--out", str(tmp_path / "r"), *wrong.split(" "))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_without_an_average_says_so(run: Run) -> None:
+    assert "No average: the run ends before epoch 4" in run("--epochs", "1", "--average-from", "3").stdout
+
+
 def test_bits_of_single_quantities_override_those_of_the_precision() -> None:
     plain = precision_of(settings())
     assert (plain.weights, plain.momentum, plain.accumulator, plain.activations) == (SMALL, SMALL, SMALL, WHOLE)

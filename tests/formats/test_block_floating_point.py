@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightbank.errors import FormatError, NonFiniteError
-from weightbank.formats import BlockFloatingPoint, Per
+from weightbank.formats import BlockFloatingPoint, Per, format_of
 
 EIGHT = BlockFloatingPoint(8)
 MOST = torch.finfo(torch.float32).max
@@ -303,3 +303,12 @@ def test_the_published_exponent_is_one_too_large_just_below_powers_of_two():
     x = torch.tensor([[2.0**20]]).nextafter(torch.tensor([[0.0]]))
     assert published(x, 8) == 2.0**20
     assert BlockFloatingPoint(8).quantize(x) == 127 * 2.0**13
+
+
+@pytest.mark.parametrize("fmt", [BlockFloatingPoint(8, 4), format_of("mxfp4_e2m1"), format_of("bf16")], ids=repr)
+def test_what_is_no_dense_tensor_is_refused_and_one_without_values_keeps_its_shape(fmt):
+    for wrong in [1.0, 2.0], "a", torch.eye(3).to_sparse():
+        for operation in type(fmt).quantize, type(fmt).pack:
+            with pytest.raises(FormatError, match="make it a dense tensor"):
+                operation.__wrapped__(fmt, wrong)
+    assert fmt.quantize(torch.empty(3, 5, device="meta")).shape == (3, 5)

@@ -49,3 +49,27 @@ def test_inside_a_functional_gradient_plain_torch_runs():
 def test_importing_the_formats_does_not_import_the_compiler():
     code = "import weightbank.formats, sys; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+PACKED = """
+import torch
+from weightbank.errors import FormatError
+from weightbank.formats import BlockFloatingPoint, ByDimensions, Native, format_of
+
+x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+for fmt in BlockFloatingPoint(8, ByDimensions()), format_of("mxfp4_e2m1"), Native("bfloat16"):
+    compiled = torch.compile(lambda x: fmt.pack(x * 2).unpack() + 1, backend="aot_eager")
+    assert torch.equal(compiled(x), fmt.quantize(x * 2) + 1)
+    for wrong in dict(rounding="stochastic"), dict(out=torch.empty(4, 64, dtype=torch.bfloat16)):
+        try:
+            torch.compile(lambda x: fmt.quantize(x, **wrong), backend="aot_eager")(x)
+        except FormatError:
+            continue
+        raise AssertionError(f"{fmt} took {wrong}")
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_function_packs_and_refuses_what_an_uncompiled_one_refuses():
+    done = subprocess.run([sys.executable, "-c", PACKED], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightbank.formats import BlockFloatingPoint
+from weightbank.formats import BlockFloatingPoint, FixedPoint
 from weightbank.lowprecision import Precision, exempt
 from weightbank.zoo import preresnet20, vgg16
 
@@ -81,3 +81,16 @@ def test_vgg16_and_preresnet20_by_their_counts() -> None:
             found = attached.report(images)
         assert len(found.quantized) == quantized
         assert sum(r.operation == "function sum" for r in found.full) == sums
+
+
+def test_the_inside_of_transformer_layers_is_listed_as_it_is_quantized() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    caught: list[Tensor] = []
+    model.layers[0].dropout.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    coarse = FixedPoint(8, 2)
+    with Precision(activations=coarse).attached(model, functional=True) as attached:
+        report = attached.report(torch.randn(2, 5, 8))
+        model(torch.randn(2, 5, 8))
+    relus = [result for result in report.quantized if result.operation == "function relu"]
+    assert [result.module for result in relus] == ["layers.0", "layers.1"]
+    assert torch.equal(caught[0], coarse.quantize(caught[0]))  # the relu's result, which goes into this dropout

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -461,3 +462,21 @@ def test_different_seeds_draw_different_bits() -> None:
     runs = [trained(Precision.swalp(4, seed=seed), 3)["0.weight"] for seed in (0, 1, 0)]
     assert [(one == other).all() for one, other in pairwise(runs)] == [False, False]
     assert (runs[0] == runs[2]).all()
+
+
+def test_state_that_is_divided_by_or_counted_stays_in_full_precision() -> None:
+    """Centered RMSprop takes the root of square_avg - grad_avg^2; a 0-d parameter has counters of its own shape."""
+    for kind, name in (
+        (partial(torch.optim.RMSprop, centered=True), "grad_avg"),
+        (torch.optim.NAdam, "mu_product"),
+        (torch.optim.ASGD, "eta"),
+    ):
+        scale, plain = nn.ParameterList([torch.tensor(2.5)]), torch.tensor(2.5, requires_grad=True)
+        other = kind([plain], lr=0.01)
+        with Precision(momentum="bfp4", rounding="nearest").attached(scale) as attached:
+            optimizer = attached.optimizer(kind(scale.parameters(), lr=0.01))
+            for _ in range(3):
+                scale[0].grad = plain.grad = torch.tensor(0.3)
+                optimizer.step()
+                other.step()
+            assert torch.equal(optimizer.state[scale[0]][name], other.state[plain][name])

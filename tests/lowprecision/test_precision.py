@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -66,3 +68,17 @@ def test_models_without_weights_can_have_activations_only() -> None:
     model = nn.Sequential(nn.ReLU())
     with Precision(activations="BlockFloatingPoint(2)").attached(model):
         assert len(model(torch.randn(100)).unique()) <= 4
+
+
+def test_rules_of_the_wrong_kind_are_refused() -> None:
+    bare = object.__new__(Precision)  # the tests' own type checks would refuse first
+    for name, field in Precision.__dataclass_fields__.items():
+        object.__setattr__(bare, name, field.default)
+    for name, value, message in (
+        ("rules", exempt(nn.ReLU), "wanted a tuple of override"),
+        ("seed", "a", "seed='a'; wanted a whole number"),
+    ):
+        wrong = copy.copy(bare)
+        object.__setattr__(wrong, name, value)
+        with pytest.raises(PrecisionError, match=message):
+            wrong.__post_init__()

@@ -1,6 +1,6 @@
 """From the settings of a low-precision training run to its weights, its average, and their comparison."""
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -48,6 +48,7 @@ def run_new(settings: Settings, directory: Path, *, json: bool) -> None:
         )
     precision_of(settings)
     task = prepare(settings)
+    check(settings, task)
     directory.mkdir(parents=True, exist_ok=True)
     settings.save(directory)
     _run(settings, task, directory, json=json)
@@ -76,6 +77,27 @@ def prepare(settings: Settings) -> Task:
     return task
 
 
+def check(settings: Settings, task: Task) -> None:
+    """Refuse before the first epoch what would fail after the last: rates, and formats that do not fit the weights."""
+    schedule_of(settings)
+    average_of(settings, task.layout)
+    kept = [] if settings.average_in in ("exact", "fp32") else [format_of(settings.average_in)]
+    for format in (*packed_formats(settings), *kept):
+        pack(task.theta(), task.layout, format)
+
+
+def packed_formats(settings: Settings) -> tuple[Format, Format]:
+    """The formats of the last iterate and of the average in their files."""
+    own = cast("Format | None", precision_of(settings).weights) or Native("float32")
+    return own, own if settings.pack is None else format_of(settings.pack)
+
+
+def schedule_of(settings: Settings) -> Callable[[int], float]:
+    """The factor on the learning rate in each epoch; `DataError` for rates that are not positive."""
+    make = published_schedule if settings.schedule == "published" else constant_schedule
+    return make(settings.learning_rate, start=settings.average_from, average_lr=settings.average_learning_rate)
+
+
 def average_of(settings: Settings, layout: Layout) -> Average:
     """Where the average is kept: full precision, exact sums, or a format of few bits."""
     if settings.average_in == "exact":
@@ -95,8 +117,6 @@ def train(settings: Settings, task: Task, attached: Attached, directory: Path | 
             weight_decay=settings.weight_decay,
         )
     )
-    make = published_schedule if settings.schedule == "published" else constant_schedule
-    factor = make(settings.learning_rate, start=settings.average_from, average_lr=settings.average_learning_rate)
     average, every = average_of(settings, task.layout), settings.average_every
     first = settings.average_from * len(cast("Sized", task.train))
 
@@ -110,7 +130,7 @@ def train(settings: Settings, task: Task, attached: Attached, directory: Path | 
             optimizer,
             count=settings.epochs,
             each_step=each_step if every else None,
-            scheduler=LambdaLR(optimizer, factor),
+            scheduler=LambdaLR(optimizer, schedule_of(settings)),
             checkpoint=None if directory is None else directory / CHECKPOINT,
             stateful={"average": average},
             log=log,
@@ -127,8 +147,7 @@ def _run(settings: Settings, task: Task, directory: Path, *, json: bool) -> None
         say_wrapped(f"{settings.model} on {settings.data}: {task.layout.size:,} weights; {said}.")
     with precision.attached(task.model) as attached:
         average = train(settings, task, attached, directory)
-        own = cast("Format | None", precision.weights) or Native("float32")
-        format = own if settings.pack is None else format_of(settings.pack)
+        own, format = packed_formats(settings)
         last = pack(task.theta(), task.layout, own, directory / LAST)
         rows = _compare(task, attached, "last iterate", task.theta(), last.nbytes)
         if average.count:
@@ -146,6 +165,8 @@ def _run(settings: Settings, task: Task, directory: Path, *, json: bool) -> None
         )
         return
     _show(rows, precision)
+    if not average.count:
+        say(f"No average: the run ends before epoch {settings.average_from + 1}, see --epochs and --average-from.")
     files = f"{directory / LAST}" + (f" and {directory / AVERAGE}" if average.count else "")
     say(f"Weights without BatchNorm statistics in {files}.")
 

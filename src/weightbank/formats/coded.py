@@ -19,7 +19,7 @@ from weightbank.formats.finite import (
     check_row,
     check_rows,
     finite_float32,
-    random_bits_wanted,
+    key_wanted,
     refuse_nonfinite,
 )
 from weightbank.formats.format import Rounding
@@ -67,7 +67,7 @@ class Coded(ABC):
         Contiguous float32 on the CPU, in blocks which follow one another, takes one pass and no temporary (numba);
         anything else takes plain torch and a few temporaries of the size of `x`.
         """
-        random = key if random_bits_wanted(rounding, key) else None
+        random = key_wanted(x, rounding, key)
         if out is not None:
             check_out(x, out)
         if torch.compiler.is_compiling():  # before `codec`: a graph cannot hold the lock of a cached property
@@ -87,8 +87,10 @@ class Coded(ABC):
 
     def pack(self, x: Float[Tensor, "*shape"], *, rounding: Rounding = "nearest", key: int | None = None) -> Packed:
         """Codes in row-major order without padding between them, and one byte of scale a block; see `Format.pack`."""
+        if torch.compiler.is_compiling():
+            return opaque.uncompiled(self.pack)(x, rounding=rounding, key=key)
         grid, scale, block = self.codec
-        random = key if random_bits_wanted(rounding, key) else None
+        random = key_wanted(x, rounding, key)
         blocks, count = tiling(block, tuple(x.shape)), -(-x.numel() // group(grid.bits)) * group(grid.bits)
         if grid.bits <= 8 and _compiled(blocks, x):
             from weightbank.formats import kernels, row_kernels
@@ -107,6 +109,8 @@ class Coded(ABC):
 
     def unpack(self, packed: Packed, *, out: Tensor | None = None) -> Tensor:
         """The values in float32; raises FormatError when the byte counts do not fit the shape."""
+        if torch.compiler.is_compiling():
+            return opaque.uncompiled(self.unpack)(packed, out=out)
         grid, scale, block = self.codec
         check_shape(packed)
         blocks = tiling(block, packed.shape)

@@ -14,13 +14,20 @@ from weightbank.formats.rounding import halves
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def random_bits_wanted(rounding: Rounding, key: int | None) -> bool:
-    """Whether to draw random bits; FormatError for unknown roundings, and for a stochastic one without a good key."""
+def key_wanted(x: object, rounding: Rounding, key: int | None) -> int | None:
+    """The key to draw random bits from, None where none are drawn.
+
+    Raises FormatError for what is no dense tensor, for unknown roundings, and for a stochastic one without a good key.
+    """
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        what = f"a tensor of layout {x.layout}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise FormatError(f"{what} cannot be quantized; make it a dense tensor, with torch.as_tensor or to_dense()")
     if rounding not in get_args(Rounding):
         raise FormatError(f"rounding {rounding!r} is unknown; use one of {', '.join(map(repr, get_args(Rounding)))}")
-    if rounding == "stochastic":
-        halves(key)
-    return rounding == "stochastic"
+    if rounding == "nearest":
+        return None
+    halves(key)
+    return key
 
 
 def finite_float32(x: Float[Tensor, "*shape"], within: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
@@ -83,7 +90,7 @@ def check_rows(raw: Tensor, out: Tensor, span_bytes: int) -> None:
 
 
 def _largest(x: Float[Tensor, "*shape"]) -> float:
-    if x.numel() == 0:
+    if x.numel() == 0 or x.is_meta:  # no values to look at
         return 0.0
     low, high = torch.aminmax(x)  # a NaN anywhere makes both NaN
     largest = max(-float(low), float(high))

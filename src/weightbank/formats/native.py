@@ -14,7 +14,7 @@ from weightbank.formats.finite import (
     check_row,
     check_rows,
     finite_float32,
-    random_bits_wanted,
+    key_wanted,
     refuse_beyond,
 )
 from weightbank.formats.format import Rounding
@@ -62,19 +62,21 @@ class Native:
         out: Tensor | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Round `x` to this dtype, in its own dtype; see `Format.quantize`."""
+        random = key_wanted(x, rounding, key)
+        if out is not None:
+            check_out(x, out)
         if torch.compiler.is_compiling():
-            values = opaque.quantize(x, repr(self), rounding, key)
+            values = opaque.quantize(x, repr(self), rounding, random)
             return values if out is None else write(values, out)
-        values = self._cast(x, rounding, key)
+        values = self._cast(x, random)
         if out is None:
             return values.to(x.dtype) if values.dtype != x.dtype else values.clone()
-        check_out(x, out)
         out.detach().copy_(values)
         return out
 
     def pack(self, x: Float[Tensor, "*shape"], *, rounding: Rounding = "nearest", key: int | None = None) -> Packed:
         """The raw bytes of `x` in this dtype, no scales; see `Format.pack`."""
-        flat = self._cast(x, rounding, key).reshape(-1).contiguous()
+        flat = self._cast(x, key_wanted(x, rounding, key)).reshape(-1).contiguous()
         scales = torch.empty(0, dtype=torch.int8, device=x.device)
         codes = flat.view(torch.uint8)
         return Packed(self, tuple(x.shape), codes.clone() if x.dtype == self.dtype else codes, scales)
@@ -121,10 +123,10 @@ class Native:
         check_rows(raw, out, self.row_bytes(out.shape[1]))
         out.copy_(_typed(raw, self.dtype))
 
-    def _cast(self, x: Tensor, rounding: Rounding, key: int | None) -> Tensor:
-        random, values = random_bits_wanted(rounding, key), finite_float32(x, self.dtype)
-        if random and self.name in BITS:
-            values = MiniFloat(*BITS[self.name]).quantize(values, rounding=rounding, key=key)
+    def _cast(self, x: Tensor, key: int | None) -> Tensor:
+        values = finite_float32(x, self.dtype)
+        if key is not None and self.name in BITS:
+            values = MiniFloat(*BITS[self.name]).quantize(values, rounding="stochastic", key=key)
         return values.to(self.dtype)
 
 

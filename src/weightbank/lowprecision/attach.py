@@ -1,6 +1,6 @@
 """A precision on a model that need not be edited: hooks that can be taken off again without a trace."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType, TracebackType
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from torch import nn
 
 from weightbank.errors import PrecisionError
 from weightbank.formats import Rounding
+from weightbank.formats.opaque import uncompiled
 from weightbank.lowprecision.coverage import Coverage, trace
 from weightbank.lowprecision.forward import Functional, StraightThrough, wrapped
 from weightbank.lowprecision.optimizer import Steps
@@ -33,7 +34,8 @@ class Attached:
     that `torch.utils.checkpoint` repeats draw other bits than the first time.
 
     `torch.compile` works: each quantization is a break in its graph, so torch refuses `fullgraph=True`; models with
-    `functional` or straight-through weights run uncompiled.
+    `functional` or straight-through weights run uncompiled. Attaching discards all graphs made so far, which torch then
+    makes anew, because one of this model would go on without quantizing.
     """
 
     def __init__(
@@ -60,13 +62,12 @@ class Attached:
             if module in _TAKEN:
                 raise PrecisionError(f"'{name}' has a precision on it already; detach that first")
         _TAKEN.update(model.modules())
-        eager: Callable[[Any], Any] = torch.compiler.disable  # kernels and counters are nothing to trace
         for name, module in model.named_modules():
             chosen = self.formats[name]
             own = chosen.activations is not None or chosen.errors is not None
             if own:
                 point = Point(self._clock, name, chosen.activations, chosen.errors)
-                self._handles.append(module.register_forward_hook(eager(point.hook)))
+                self._handles.append(module.register_forward_hook(uncompiled(point.hook)))
             if mode is not None and (own or isinstance(module, ACTIVATIONS)):
                 self._handles.append(module.register_forward_pre_hook(mode.enter_module))
                 self._handles.append(module.register_forward_hook(mode.leave_module, always_call=True))
@@ -74,7 +75,8 @@ class Attached:
         self._wrapped = weights is not None or mode is not None
         if self._wrapped:
             self._before = model.__dict__.get("forward")
-            model.forward = MethodType(eager(wrapped(model, weights, mode)), model)
+            model.forward = MethodType(uncompiled(wrapped(model, weights, mode)), model)
+        torch.compiler.reset()  # a graph made before does not look for hooks that came later
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Put the weights on their grid, and the roundings of gradients, momentum and weights around each step.
@@ -84,10 +86,14 @@ class Attached:
         steps, from which a run goes on with the same bits. Weights changed by anybody else between two steps are taken
         as the new ones, accumulators start from them.
 
-        Raises `PrecisionError` if none of its parameters is of this model, `NonFiniteError` in a step for a gradient
-        or a weight that is NaN or infinite, naming it.
+        Raises `PrecisionError` if none of its parameters is of this model or it came here before, `NonFiniteError` in
+        a step for a gradient or a weight that is NaN or infinite, naming it.
         """
         self._check()
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise PrecisionError(f"wanted an optimizer such as torch.optim.SGD(model.parameters()), not {optimizer!r}")
+        if any(steps.optimizer is optimizer for steps in self._steps):
+            raise PrecisionError("this optimizer has the roundings around its steps already; hand it over once")
         self._steps.append(
             Steps(
                 optimizer,

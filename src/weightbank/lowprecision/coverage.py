@@ -81,7 +81,8 @@ def trace(
 ) -> Coverage:
     """Run `model` on `x` in evaluation mode, without gradients, and note every result; nothing is changed.
 
-    Modules of torch are one result each, whatever goes on in them; in all others the functions called are results.
+    Modules of torch are one result each, whatever goes on in them; in containers and all others the functions called
+    are results.
     """
     names = {id(module): name for name, module in model.named_modules()}
     watch = _Watch(names, formats, functional)
@@ -128,7 +129,12 @@ class _Watch(TorchFunctionMode):
             self.results.append(Result(name, type(module).__name__, own.activations, own.errors))
 
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
+"""Modules of torch that only call others, and functions such as F.relu."""
 _PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 """Modules that choose or rearrange numbers and make no new ones (dropout: in evaluation mode)."""
 

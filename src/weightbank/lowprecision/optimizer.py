@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from weightbank.errors import PrecisionError
 from weightbank.formats import Format, Packed, Rounding
+from weightbank.formats.opaque import uncompiled
 from weightbank.lowprecision.quantities import Formats, Order
 from weightbank.lowprecision.round_trip import Rounder
 
-FULL = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "variance", "step_size", "step"}
+FULL = {
+    *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "variance", "step_size"),
+    "grad_avg",  # centered RMSprop takes the root of square_avg - grad_avg^2, which rounding could make negative
+    *("step", "eta", "mu", "mu_product"),  # of the shape of a 0-d parameter
+}
 """Optimizer state left in full precision: counts, and what is divided by, where a square rounded to zero would be."""
 
 STATE = "low_precision"
@@ -60,8 +65,8 @@ class Steps:
         for held in self.held:
             self._begin(held)
         self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(uncompiled(self._before)),
+            optimizer.register_step_post_hook(uncompiled(self._after)),
             optimizer.register_state_dict_post_hook(self._saved),
             optimizer.register_load_state_dict_pre_hook(self._loading),
             optimizer.register_load_state_dict_post_hook(self._loaded),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 from torch import nn
 
@@ -114,8 +114,11 @@ class Precision:
                 "order='published' rounds the momentum in the gradients' format and keeps low-precision weights: "
                 f"momentum={self.momentum!r} must be gradients={self.gradients!r}, straight_through must be False"
             )
-        if not all(isinstance(rule, Rule) for rule in self.rules):
+        if not isinstance(self.rules, tuple | list) or not all(isinstance(rule, Rule) for rule in self.rules):
             raise PrecisionError(f"rules={self.rules!r}; wanted a tuple of override(...) and exempt(...)")
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if not isinstance(self.seed, SupportsIndex):  # whole numbers of numpy, too
+            raise PrecisionError(f"seed={self.seed!r}; wanted a whole number")
 
     @classmethod
     def swalp(
@@ -157,8 +160,11 @@ class Precision:
         functional: quantize also the results of activation functions that the model calls as functions (F.relu) and
             of its residual sums; modules alone are seen otherwise.
 
-        Raises `PrecisionError` for a rule that matches no module, and for a model that is attached already.
+        Raises `PrecisionError` for a rule that matches no module, for a model that is attached already, and for what
+        is no model.
         """
+        if not isinstance(model, nn.Module):
+            raise PrecisionError(f"a precision goes on a torch.nn.Module, not on {model!r}")
         assert self.rounding is not None
         own = self.formats
         return Attached(
