@@ -8,7 +8,9 @@ import torch
 
 from weightbank.cim import Device, Drift, Table, program
 from weightbank.errors import LayoutError
+from weightbank.evaluation import evaluate
 from weightbank.layout import Entry, Layout
+from weightbank.task import Task
 
 CHIPS = 10_000
 DEVICES = {
@@ -151,3 +153,15 @@ def test_what_a_type_checker_would_find_is_told_without_one():
     """In a process of its own, since here annotations are checked at run time."""
     found = subprocess.run([sys.executable, "-c", UNTYPED], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_a_chip_keeps_the_batch_norm_statistics_it_was_given():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 4, generator=generator) + 2, torch.arange(64) % 3
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))
+    task = Task("toy", model, torch.nn.functional.cross_entropy, (x, y), (x, y))
+    chip = program(task, Device(sigma=0.3))
+    kept = evaluate(task, chip, samples=5, batch_norm="keep")
+    assert evaluate(task, chip, samples=5).nll == kept.nll
+    assert evaluate(task, chip, samples=5, batch_norm="refresh").nll != kept.nll
+    assert evaluate(task, task.theta()).nll == evaluate(task, task.theta(), batch_norm="refresh").nll != kept.nll

@@ -133,3 +133,23 @@ def test_bad_requests_are_refused(layout):
         select(torch.zeros(3), 0.5, per_layer=True)
     with pytest.raises(LayoutError, match=r"\(46,\)"):
         select(torch.zeros(3), 0.5, per_layer=True, layout=layout)
+
+
+def test_weights_of_infinite_score_come_first():
+    score = torch.tensor([1.0, torch.inf, 3.0, torch.inf, 0.0])
+    tie = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0])
+    assert rank(score).tolist() == [1, 3, 2, 0, 4]
+    assert rank(score, tie=tie).tolist() == [3, 1, 2, 0, 4]
+    assert rank(score.double(), tie=tie).tolist() == [3, 1, 2, 0, 4]
+    assert select(score, count=1, tie=tie).tolist() == [False, False, False, True, False]
+    assert select(score, count=3).tolist() == [False, True, True, True, False]
+    with pytest.raises(NonFiniteError, match="-infinity"):
+        rank(-score)
+
+
+def test_an_infinite_curvature_buys_no_cells(layout):
+    theta = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    score = torch.ones(layout.size)
+    score[3] = torch.inf
+    with pytest.raises(NonFiniteError, match="a curvature is infinite"):
+        benefit(score, Cells.of(layout, Device(sigma=0.3), theta))

@@ -120,6 +120,20 @@ def test_foreign_truncated_and_garbled_files_are_refused(tmp_path: Path) -> None
         PackedWeights.open(file)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_no_changed_byte_gives_other_weights(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    weights = pack(THETA, LAYOUT, SMALL, file).mean()
+    whole, refused = file.read_bytes(), 0
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 7)]) + whole[place + 1 :])
+        try:
+            assert torch.equal(PackedWeights.open(file).mean(), weights)
+        except CorruptError:
+            refused += 1
+    assert refused > 0.9 * len(whole)
+
+
 def test_a_small_file_cannot_claim_a_huge_tensor(tmp_path: Path) -> None:
     described = [{"name": "weight", "shape": [2**40], "offset": 0, "dtype": "float32"}]
     arrays = {"weight:codes": torch.zeros(9, dtype=torch.uint8), "weight:scales": torch.zeros(1, dtype=torch.int8)}

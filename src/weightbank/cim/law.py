@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 
@@ -17,6 +18,8 @@ class OnCells(ABC):
     """A law of θ for weights on the cells of a device. A draw is one chip at one inference."""
 
     cells: Cells
+    batch_norm: ClassVar[Literal["keep"]] = "keep"
+    """For `evaluate`: a chip's digital BatchNorm statistics are those it was given; nobody collects them anew."""
 
     @abstractmethod
     def draws(self, count: int, *, generator: torch.Generator | None = None) -> Iterator[Flat]:

@@ -38,7 +38,7 @@ class Chip(OnCells):
     A draw is one chip at one inference. Equally seeded generators give differently verified chips the same standard
     normals, stuck cells and drift, so that their differences are those of the programming.
 
-    In `evaluate`, pass batch_norm="keep": a chip's digital BatchNorm statistics are those it was given.
+    `evaluate` leaves a chip's digital BatchNorm statistics as they are; batch_norm="refresh" collects them anew on it.
     """
 
     verified: Bool[Tensor, "*M P"] | None = None

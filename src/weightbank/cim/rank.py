@@ -22,8 +22,8 @@ _Rows: TypeAlias = Callable[[], Iterable[Flat]]
 def rank(score: Flat, *, tie: Flat | None = None) -> Order:
     """The indices of the weights, best first, shape (P,): by `score`, then `tie` (larger first), then index.
 
-    For 129.6 million float32 weights it takes about 5 GB. Raises `NonFiniteError` for NaN or infinite scores,
-    `LayoutError` for other shapes than (P,).
+    An infinite score comes first, as of 1 / variance where a weight never moved. For 129.6 million float32 weights it
+    takes about 5 GB. Raises `NonFiniteError` for NaN or minus infinity, `LayoutError` for other shapes than (P,).
 
     >>> rank(torch.tensor([1.0, 3.0, 1.0, 2.0]), tie=torch.tensor([0.1, 0.0, 0.2, 0.0]))
     tensor([1, 3, 2, 0])
@@ -98,6 +98,8 @@ def cell_benefits(score: Flat, cells: Cells) -> Iterator[Flat]:
     if not score.is_floating_point():
         raise LayoutError(f"scores of {score.dtype} came; wanted curvatures (floating) or an order (int64) of rank()")
     _check(score, None)
+    if score.numel() and float(score.max()) == math.inf:
+        raise NonFiniteError("a curvature is infinite; wanted loss per squared weight (rank() takes infinite scores)")
     cells.layout.check(score)
     device = cells.device
     worth = (0.5 * device.sides) * score.to("cpu").clamp(min=0) * cells.scale.square()
@@ -243,8 +245,8 @@ def _check(score: Tensor, tie: Tensor | None) -> None:
     if score.ndim != 1:
         raise LayoutError(f"scores of shape {tuple(score.shape)} came; wanted one vector over all weights, (P,)")
     for name, vector in (("scores", score), ("ties", tie)):
-        if vector is not None and not bool(vector.isfinite().all()):
-            bad = int((~vector.isfinite()).sum())
-            raise NonFiniteError(f"{bad} of {vector.numel()} {name} are NaN or infinite; look at the curvature")
+        if vector is not None and not bool((vector > -math.inf).all()):
+            bad = int((~(vector > -math.inf)).sum())
+            raise NonFiniteError(f"{bad} of {vector.numel()} {name} are NaN or -infinity; look at the curvature")
     if tie is not None and len(tie) != len(score):
         raise LayoutError(f"{len(tie)} ties came with {len(score)} scores; wanted equally many")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from zlib_ng.zlib_ng import crc32
 
 from weightbank.errors import CorruptError, FormatError, LayoutError
 from weightbank.formats import Format, Packed, Rounding, format_of
 from weightbank.formats.rounding import key as key_of
 from weightbank.layout import Layout
-from weightbank.store.arrays import ArrayFile, save_arrays
+from weightbank.store.arrays import ArrayFile, bytes_of, save_arrays
 from weightbank.types import Draws, Flat
 
 _KIND = "weightbank packed 1"
@@ -82,6 +83,8 @@ class PackedWeights:
             layout = Layout.parse(json.loads(file.metadata["layout"]))
             written = json.loads(file.metadata["formats"])
             formats = {name: format_of(str(written[name])) for name in layout.names}
+            noted = json.loads(file.metadata.get("crc32", "{}"))
+            sums = {name: str(noted[name]) for name in layout.names if noted}
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptError(f"{path}: its layout or formats cannot be read: {error}") from error
         wanted = {f"{name}:{part}" for name in layout.names for part in ("codes", "scales")}
@@ -95,18 +98,18 @@ class PackedWeights:
                 raise CorruptError(f"{path}: '{entry.name}' has codes in {kinds[0]} and scales in {kinds[1]}")
             if len(shape) != 1 or 8 * shape[0] < _FEWEST_BITS * entry.size:
                 raise CorruptError(f"{path}: '{entry.name}' has codes of shape {shape} for {entry.size:,} weights")
-        return cls(layout, _FileParts(file, layout, formats))
+        return cls(layout, _FileParts(file, layout, formats, sums))
 
     def save(self, path: str | Path) -> None:
         """Write one `.safetensors` file, atomically: plain uint8 codes and one byte per scale."""
-        arrays: dict[str, torch.Tensor] = {}
-        for name, part in self.parts.items():
+        parts, arrays = dict(self.parts.items()), {}
+        for name, part in parts.items():
             arrays[f"{name}:codes"], arrays[f"{name}:scales"] = part.codes, part.scales
-        formats = {name: repr(part.format) for name, part in self.parts.items()}
         metadata = {
             "weightbank": _KIND,
             "layout": json.dumps(self.layout.describe()),
-            "formats": json.dumps(formats),
+            "formats": json.dumps({name: repr(part.format) for name, part in parts.items()}),
+            "crc32": json.dumps({name: _checksum(part) for name, part in parts.items()}),
         }
         save_arrays(path, arrays, metadata)
 
@@ -149,15 +152,18 @@ class PackedWeights:
 
 
 class _FileParts(Mapping[str, Packed]):
-    """Packed tensors that stay in their file."""
+    """Packed tensors that stay in their file; each is read once to check it when it is asked for."""
 
-    def __init__(self, file: ArrayFile, layout: Layout, formats: Mapping[str, Format]) -> None:
-        self.file, self.formats = file, formats
+    def __init__(self, file: ArrayFile, layout: Layout, formats: Mapping[str, Format], sums: Mapping[str, str]) -> None:
+        self.file, self.formats, self.sums = file, formats, sums
         self.shapes = {entry.name: entry.shape for entry in layout.entries}
 
     def __getitem__(self, name: str) -> Packed:
         codes, scales = self.file.map(f"{name}:codes"), self.file.map(f"{name}:scales")
-        return Packed(self.formats[name], self.shapes[name], codes, scales)
+        part = Packed(self.formats[name], self.shapes[name], codes, scales)
+        if self.sums and _checksum(part) != self.sums[name]:
+            raise CorruptError(f"{self.file.path}: '{name}' does not match its checksum; the file is damaged")
+        return part
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -168,6 +174,13 @@ class _FileParts(Mapping[str, Packed]):
     @property
     def nbytes(self) -> int:
         return sum(shape[0] for shape in self.file.shapes.values() if shape)
+
+
+def _checksum(part: Packed) -> str:
+    total = crc32(f"{part.format!r} {part.shape}".encode())
+    for stored in (part.codes, part.scales):
+        total = crc32(bytes_of(stored.detach().to("cpu").contiguous()), total)
+    return f"{total:08x}"
 
 
 def _by_name(layout: Layout, format: Choice | Mapping[str, Choice]) -> dict[str, Format]:

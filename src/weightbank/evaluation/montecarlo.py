@@ -39,7 +39,7 @@ def evaluate(
     data: Source | None = None,
     ood: Foreign | None = None,
     generator: torch.Generator | None = None,
-    batch_norm: Literal["refresh", "keep"] = "refresh",
+    batch_norm: Literal["refresh", "keep"] | None = None,
     batch_norm_batches: int | None = None,
     stderr: float | None = None,
     vectorize: int | None = None,
@@ -73,6 +73,7 @@ def evaluate(
         generator: the source of the draws; None is a fresh one with seed 0, so a repeated call gives equal numbers.
         batch_norm: "refresh" passes over the training data for every draw if the model keeps BatchNorm statistics (in
             a copy of the model; also for a `Point` of the model's own weights); "keep" leaves the model's statistics.
+            None is what the law asks for by an attribute `batch_norm` (a chip: "keep"), otherwise "refresh".
         batch_norm_batches: only so many training batches per refresh; None is all of them.
         stderr: stop after at least five draws when the standard error of the single draws' accuracy (of their loss,
             for a regression) is below this.
@@ -88,8 +89,10 @@ def evaluate(
         LayoutError: for a law over other weights than the task's, and for what is no law.
     """
     _check(samples=samples, batch_norm_batches=batch_norm_batches, vectorize=vectorize, bins=bins)
+    if batch_norm is None:
+        batch_norm = getattr(law, "batch_norm", "refresh")
     if batch_norm not in ("refresh", "keep"):
-        raise DataError(f"batch_norm={batch_norm!r}; wanted 'refresh' or 'keep'")
+        raise DataError(f"batch_norm={batch_norm!r}; wanted 'refresh', 'keep' or None")
     if stderr is not None and not (isinstance(stderr, (int, float)) and stderr > 0):
         raise DataError(f"stderr={stderr!r}; wanted a positive standard error to stop at, or None")
     if isinstance(law, torch.Tensor):

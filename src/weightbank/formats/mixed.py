@@ -10,7 +10,7 @@ from torch import Tensor
 from weightbank.errors import FormatError
 from weightbank.formats import opaque
 from weightbank.formats.coded import Coded
-from weightbank.formats.finite import check_out, random_bits_wanted
+from weightbank.formats.finite import check_out, key_wanted
 from weightbank.formats.format import Format, Rounding
 from weightbank.formats.native import Native
 from weightbank.formats.packed import Packed, check_packed, check_shape, write
@@ -64,7 +64,7 @@ class Mixed:
         out: Tensor | None = None,
     ) -> Float[Tensor, "*shape"]:
         """Round every row to its grid; see `Format.quantize`. Each format has random bits of its own."""
-        random = key if random_bits_wanted(rounding, key) else None
+        random = key_wanted(x, rounding, key)
         self._check(tuple(x.shape))
         if out is not None:
             check_out(x, out)
@@ -78,7 +78,9 @@ class Mixed:
 
     def pack(self, x: Float[Tensor, "*shape"], *, rounding: Rounding = "nearest", key: int | None = None) -> Packed:
         """The codes of all rows of the first format, then those of the second, and so on; scales likewise."""
-        random = key if random_bits_wanted(rounding, key) else None
+        if torch.compiler.is_compiling():
+            return opaque.uncompiled(self.pack)(x, rounding=rounding, key=key)
+        random = key_wanted(x, rounding, key)
         self._check(tuple(x.shape))
         parts = [
             format.pack(x[rows], rounding=rounding, key=_own(random, number)) for number, format, rows in self._groups()
@@ -88,6 +90,8 @@ class Mixed:
 
     def unpack(self, packed: Packed, *, out: Tensor | None = None) -> Tensor:
         """The values in float32; raises FormatError when the byte counts do not fit the shape."""
+        if torch.compiler.is_compiling():
+            return opaque.uncompiled(self.unpack)(packed, out=out)
         check_shape(packed)
         self._check(packed.shape)
         groups = [(format, rows, (len(rows), *packed.shape[1:])) for _, format, rows in self._groups()]

@@ -25,8 +25,9 @@ FLOOR = 1e-3
 def importance_of(task: Task, importance: Importance | None = None) -> Flat:
     """The importance of each weight, shape (P,), as it came; `curvature.fisher` of 2,000 examples for None.
 
-    A function is called with the task, such as `curvature.ggn_sampled`. Raises `LayoutError` for another number of
-    weights, `NonFiniteError`, `CurvatureError` for a negative one, or for a loss without known curvature.
+    A function is called with the task, such as `curvature.ggn_sampled`. An infinite importance, as of 1 / variance
+    where a weight never moved, counts as the largest finite one. Raises `LayoutError` for another number of weights,
+    `NonFiniteError` for NaN, `CurvatureError` for a negative one, or for a loss without known curvature.
     """
     if importance is None:
         try:
@@ -45,8 +46,11 @@ def importance_of(task: Task, importance: Importance | None = None) -> Flat:
         importance = importance(task)
     task.layout.check(importance)
     found = importance.detach().to("cpu", torch.float32)
-    if not bool(found.isfinite().all()):
-        raise NonFiniteError(f"{task.name}: {int((~found.isfinite()).sum()):,} importances are NaN or infinite")
+    if bool(found.isnan().any()):
+        raise NonFiniteError(f"{task.name}: {int(found.isnan().sum()):,} importances are NaN")
+    endless = found == math.inf
+    if bool(endless.any()):
+        found = torch.where(endless, found[~endless].max() if not bool(endless.all()) else 1.0, found)
     if len(found) and float(found.min()) < 0:
         raise CurvatureError(f"{task.name}: importances must not be negative, one is {float(found.min()):g}")
     return found
