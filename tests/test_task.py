@@ -110,3 +110,12 @@ def test_unusable_data_get_clear_errors() -> None:
         Task("t", model, F.cross_entropy, (x, y[:9]), (x, y))
     with pytest.raises(DataError, match=r"a pair \(x, y\)"):
         list(Task("t", model, F.cross_entropy, DataLoader(TensorDataset(x)), (x, y)).batches())
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_name_instead_of_a_model_is_said_to_be_one() -> None:
+    data = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(DataError, match="a str came for the model and a function for the loss"):
+        Task("toy", "resnet18", F.cross_entropy, data, data)
+    with pytest.raises(DataError, match="a str for the loss"):
+        Task("toy", nn.Linear(2, 2), "cross_entropy", data, data)

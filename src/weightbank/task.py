@@ -78,6 +78,11 @@ class Task:
         where: Where = trainable,
         batch_size: int = 128,
     ) -> None:
+        if not isinstance(model, nn.Module) or not callable(loss):
+            raise DataError(
+                f"Task({name!r}): a {type(model).__name__} came for the model and a {type(loss).__name__} for the loss"
+                "; wanted an nn.Module and a function such as torch.nn.functional.cross_entropy"
+            )
         self.name, self.model, self.loss, self.where, self.batch_size = name, model, loss, where, batch_size
         self.train = as_batches(train, batch_size, shuffle=True)
         self.test = as_batches(test, batch_size, shuffle=False)

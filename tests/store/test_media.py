@@ -364,3 +364,8 @@ def test_failing_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_no_place_is_refused(where: object) -> None:
     with pytest.raises(StoreError, match=f"a {type(where).__name__} came for the place of the rows"):
         medium_of(where)  # type: ignore[arg-type]
+
+
+def test_an_empty_text_is_no_directory() -> None:
+    with pytest.raises(StoreError, match="an empty text"):
+        medium_of("")

@@ -17,14 +17,14 @@ from weightbank.cli.settings import RUN_FILE, Settings
 from weightbank.cli.tables import comparison, show_comparison
 from weightbank.data import ImageData, load
 from weightbank.distributions import Moments
-from weightbank.errors import DataError, StoreError
+from weightbank.errors import DataError, LayoutError, StoreError
 from weightbank.logs import TrainingLog
 from weightbank.posterior import Timings, compare, plan, record, swag_schedule
 from weightbank.posterior.plan import Plan
 from weightbank.sizes import readable
 from weightbank.store import RowLog
 from weightbank.task import Task, TensorBatches
-from weightbank.zoo import build, mlp, small_cnn
+from weightbank.zoo import MODELS, build, mlp, small_cnn
 
 SHAPED = ("mlp", "small_cnn")
 """Models that are built to fit the data."""
@@ -85,8 +85,13 @@ def make_task(
         model = mlp(channels * height * width, 64, len(data.classes))
     elif name == "small_cnn":
         model = small_cnn(channels=channels, size=min(height, width), classes=len(data.classes))
-    else:
+    elif name in MODELS:
         model = build(name)
+    else:
+        raise LayoutError(
+            f"no model is called '{name}'; take {', '.join(SHAPED)} (both fit any data), a function of your own as "
+            f"FILE:FUNCTION, or one of {', '.join(MODELS)}"
+        )
     _check_fit(name, model, data)
     train = TensorBatches(*data.train, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     try:

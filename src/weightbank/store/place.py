@@ -15,6 +15,8 @@ def medium_of(where: str | Path | Medium) -> Medium:
                 f"a {type(where).__name__} came for the place of the rows; wanted a directory or ':memory:'"
             )
         return where
+    if where == "":
+        raise StoreError("an empty text came for the place of the rows; wanted a directory or ':memory:'")
     if str(where) == ":memory:":
         return Memory()
     path = Path(where)
