@@ -36,7 +36,7 @@ def test_the_tour_shows_all_laws_and_keeps_nothing(
     assert document["bytes"]["bfp8"] < document["bytes"]["fp32"]
     assert not list(tmp_path.iterdir())
     assert torch.get_num_threads() == threads
-    assert {stop["job"] for stop in document["stops"]} == {"noisy device", "low precision", "one memory"}
+    assert {stop["job"] for stop in document["stops"]} == {"noisy device", "low precision", "one memory", "one budget"}
     assert all(row["measured"] == row["measured"] for row in document["theory"])
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from weightbank.budget import expected_increase, increase_along, measured_increase
+from weightbank.budget import expected_increase, increase_along, measured_increase, mixed_precision
 from weightbank.cim import Cells, Device, by_cell, by_weight, graded, program, sweep
 from weightbank.curvature import ggn
 from weightbank.data import digits
 from weightbank.distributions import Gaussian, Moments, Point, Rounded, pack
 from weightbank.distributions.distribution import WeightDistribution
 from weightbank.evaluation import evaluate
-from weightbank.formats import BlockFloatingPoint, Per
+from weightbank.formats import BlockFloatingPoint, ByDimensions, Per
 from weightbank.lowprecision import Precision
 from weightbank.paging import Pool, tune
 from weightbank.sizes import readable
@@ -86,7 +86,7 @@ def stops(seed: int) -> tuple[list[Stop], list[Theory], dict[str, Any]]:
     task = networks[0]
     h = ggn(task)
     device, document = noisy(task, h, seed)
-    found = [*device, *eight_bits(seed), *together(networks, seed)]
+    found = [*device, *eight_bits(seed), *together(networks, seed), *few_bits(task, h)]
     return found, theory(task, h, seed), document
 
 
@@ -139,6 +139,16 @@ def together(networks: Sequence[Task], seed: int) -> list[Stop]:
         Stop("one memory", task.name, saved, _accuracy(task, pool[task.name]), _accuracy(task, None))
         for task in networks
     ]
+
+
+def few_bits(task: Task, h: Flat) -> list[Stop]:
+    """The first network in 3 bits a weight, and in the same bytes with more bits for the rows that matter more."""
+    theta, menu = task.theta(), [BlockFloatingPoint(bits, ByDimensions()) for bits in range(2, 9)]
+    uniform = pack(theta, task.layout, menu[1])
+    chosen = mixed_precision(theta, task.layout, h, bytes=uniform.nbytes, formats=menu, by="row")
+    laws = {"3 bits in every row": uniform, "bits by row, the same bytes": pack(theta, task.layout, chosen)}
+    saved, before = f"{readable(uniform.nbytes)} for {readable(4 * task.layout.size)}", _accuracy(task, None)
+    return [Stop("one budget", what, saved, _accuracy(task, law), before) for what, law in laws.items()]
 
 
 def theory(task: Task, h: Flat, seed: int) -> list[Theory]:
