@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -21,6 +23,7 @@ def test_the_python_blocks_run_one_after_another(tmp_path: Path) -> None:
     assert (tmp_path / "digits-posterior.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
     commands = [shlex.split(line, comments=True) for block in blocks("console") for line in block.splitlines()]
     ours = [command[1:] for command in commands if command[0] == "weightbank"]

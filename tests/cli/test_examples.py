@@ -37,6 +37,7 @@ def test_help_shows_an_example_of_the_command(cli: Callable[..., Any], path: tup
     assert all(example in shown for example in found)
 
 
+@pytest.mark.slow
 def test_every_example_of_the_help_runs(cli: Callable[..., Any]) -> None:
     listed = [(path, example) for path, command in commands() for example in examples(command)]
     listed.sort(
