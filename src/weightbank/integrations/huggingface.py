@@ -5,10 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from weightbank.distributions.keeping import Keep
-from weightbank.formats import Format
 from weightbank.integrations.recording import Recording
-from weightbank.layout import Where, trainable
 from weightbank.store import RowLog
 from weightbank.store.state import load_state, save_state
 
@@ -20,26 +17,19 @@ class RecordPosterior(TrainerCallback):
     """Gives the weights after optimizer steps to `recording.moments`; on the first process only.
 
     Args:
-        rows, format, keep, every, start, where: those of `Recording`.
+        rows: a directory (or `RowLog`) for every iterate's row; None keeps mean and variance only.
         checkpoint: the checkpoint directory that training resumes from; by default `checkpoint-N` in the `Trainer`'s
             output directory, N the step it goes on at.
+        options: format, keep, every, start and where, as for `Recording`.
 
     The moments are written beside each of the `Trainer`'s checkpoints, so `train(resume_from_checkpoint=True)` goes on
     with the same log.
     """
 
     def __init__(
-        self,
-        rows: str | Path | RowLog | None = None,
-        *,
-        format: Format | str = "fp32",
-        keep: Keep | None = None,
-        every: int = 1,
-        start: int = 0,
-        where: Where = trainable,
-        checkpoint: str | Path | None = None,
+        self, rows: str | Path | RowLog | None = None, *, checkpoint: str | Path | None = None, **options: Any
     ) -> None:
-        self.recording = Recording(rows, format=format, keep=keep, every=every, start=start, where=where)
+        self.recording = Recording(rows, **options)
         self._checkpoint = checkpoint
 
     def on_train_begin(

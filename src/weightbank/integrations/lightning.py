@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from weightbank.distributions.keeping import Keep
 from weightbank.errors import LayoutError
-from weightbank.formats import Format
 from weightbank.integrations.recording import Recording
-from weightbank.layout import Where, trainable
 from weightbank.store import RowLog
 
 try:
@@ -19,24 +16,17 @@ except ImportError:  # the same library by its older name
 class RecordPosterior(Callback):
     """Gives the weights after optimizer steps to `recording.moments`; on the first process only.
 
-    Args: those of `Recording`.
+    Args:
+        rows: a directory (or `RowLog`) for every iterate's row; None keeps mean and variance only.
+        options: format, keep, every, start and where, as for `Recording`.
 
     The callback's state goes into Lightning's checkpoints, so `fit(..., ckpt_path=...)` goes on with the same log.
     Models whose weights are sharded over processes (FSDP, DeepSpeed stage 3) are refused with `LayoutError`.
     """
 
-    def __init__(
-        self,
-        rows: str | Path | RowLog | None = None,
-        *,
-        format: Format | str = "fp32",
-        keep: Keep | None = None,
-        every: int = 1,
-        start: int = 0,
-        where: Where = trainable,
-    ) -> None:
+    def __init__(self, rows: str | Path | RowLog | None = None, **options: Any) -> None:
         super().__init__()
-        self.recording = Recording(rows, format=format, keep=keep, every=every, start=start, where=where)
+        self.recording = Recording(rows, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the log."""
