@@ -141,3 +141,10 @@ def test_parameters_without_weights_take_part() -> None:
     layout, ones = Layout.of(module), torch.ones(12)
     for by in ("tensor", "row"):
         assert set(mixed_precision(ones, layout, ones, bytes=100, formats=ROW_FORMATS, by=by)) == {"w", "empty"}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_neither_tensor_nor_row_is_refused() -> None:
+    layout, theta, curvature = by_row()
+    with pytest.raises(DataError, match="'tensor' or 'row'"):
+        mixed_precision(theta, layout, curvature, bytes=500, formats=ROW_FORMATS, by="weight")  # type: ignore[arg-type]

@@ -8,10 +8,11 @@ from weightbank.formats import BlockFloatingPoint, ByDimensions, format_of, key
 
 COMPILED = """
 import torch
-from weightbank.formats import BlockFloatingPoint, ByDimensions, Native, format_of, key
+from weightbank.formats import BlockFloatingPoint, ByDimensions, Mixed, Native, format_of, key
 
 x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-for fmt in BlockFloatingPoint(8, ByDimensions()), format_of("mxfp4_e2m1"), Native("bfloat16"):
+rows = Mixed((BlockFloatingPoint(3, ByDimensions()), Native("bfloat16")), "0110")
+for fmt in BlockFloatingPoint(8, ByDimensions()), format_of("mxfp4_e2m1"), Native("bfloat16"), rows:
     for rounding, word in ("nearest", None), ("stochastic", key(0, "w", 1)), ("stochastic", 2**64 - 1):
         def step(x, out):
             return fmt.quantize(x * 2, rounding=rounding, key=word) + 1, fmt.quantize(x, out=out)
