@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from weightbank.layout import Layout, everything, trainable, within
     from weightbank.lowprecision import Precision
-    from weightbank.paging import Pool, tune
+    from weightbank.paging import Pool, convert, tune
     from weightbank.store import RowLog
     from weightbank.task import Task, TensorBatches
     from weightbank.training import epochs
@@ -79,6 +79,7 @@ __all__ = [
     "WeightDistribution",
     "WeightbankError",
     "Window",
+    "convert",
     "epochs",
     "evaluate",
     "everything",
@@ -103,7 +104,7 @@ _HOMES = {
     "formats": "BlockFloatingPoint ByDimensions FixedPoint Format Microscaling MiniFloat Mixed Native Packed Per Tile",
     "layout": "Layout everything trainable within",
     "lowprecision": "Precision",
-    "paging": "Pool tune",
+    "paging": "Pool convert tune",
     "store": "RowLog",
     "task": "Task TensorBatches",
     "training": "epochs",

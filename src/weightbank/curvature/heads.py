@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -46,6 +47,13 @@ class Head(Protocol):
 
     def observed(self) -> Tensor:
         """The gradient of the summed loss at the labels of the data."""
+        ...
+
+    def divergence(self, z: Tensor) -> Tensor:
+        """By how much the summed loss at outputs `z` exceeds that at the head's own, under its own prediction.
+
+        A scalar, differentiable in `z`, zero at the head's own outputs, where its Hessian is H. No labels matter.
+        """
         ...
 
 
@@ -120,6 +128,12 @@ class Softmax:
         q = self._target_mass() / torch.where(mass > 0, mass, 1)
         return self._like_z(mass.sqrt() * (self._p() - q))
 
+    def divergence(self, z: Float[Tensor, "*S"]) -> Float[Tensor, ""]:
+        """Σ a KL(p ‖ softmax(z)) over positions; classes of probability zero count nothing."""
+        own, other = (self._log_p(self._rows(outputs)) for outputs in (self.z.detach(), z))
+        p = own.exp()
+        return (self._mass()[:, None] * p * (own - other).masked_fill(p == 0, 0)).sum()
+
     def _rows(self, tensor: Float[Tensor, "*S"]) -> Float[Tensor, "R C"]:
         return tensor.movedim(min(1, tensor.ndim - 1), -1).reshape(-1, self.classes)
 
@@ -131,6 +145,9 @@ class Softmax:
     def _p(self) -> Float[Tensor, "R C"]:
         rows = self._rows(self.z.detach())
         return rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(-1)
+
+    def _log_p(self, rows: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
+        return rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
 
     def _labels(self) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
         labels = self.target.reshape(-1).long()
@@ -167,6 +184,7 @@ class Elementwise:
 
     z, curvature, residual: outputs, second derivatives, and first derivatives at the labels of the data.
     total: the sum of the units' weights. sample: draws a gradient at labels of the model's own.
+    excess: of the summed loss at other outputs, under the prediction at these.
     """
 
     z: Float[Tensor, "*S"]
@@ -174,6 +192,7 @@ class Elementwise:
     residual: Float[Tensor, "*S"]
     total: Float[Tensor, ""]
     sample: Callable[[torch.Generator], Tensor] = field(repr=False)
+    excess: Callable[[Tensor], Tensor] = field(repr=False)
 
     def diagonal(self) -> Float[Tensor, "*S"]:
         """The curvature itself."""
@@ -197,6 +216,10 @@ class Elementwise:
         """The residual itself."""
         return self.residual
 
+    def divergence(self, z: Float[Tensor, "*S"]) -> Float[Tensor, ""]:
+        """As `excess` has it."""
+        return self.excess(z)
+
 
 def squared_error(
     z: Float[Tensor, "*S"], target: Float[Tensor, "*S"], weight: Float[Tensor, "*S"] | None = None
@@ -211,7 +234,11 @@ def squared_error(
         return curvature.sqrt() * normal.to(fixed.device)
 
     total = fixed.new_tensor(fixed.numel()) if weight is None else weight.sum().to(fixed.dtype)
-    return Elementwise(z, curvature, 2 * root * (fixed - target), total, sample)
+
+    def excess(other: Tensor) -> Tensor:
+        return (curvature / 2 * (other - fixed).square()).sum()
+
+    return Elementwise(z, curvature, 2 * root * (fixed - target), total, sample, excess)
 
 
 def sigmoid_entropy(
@@ -234,14 +261,19 @@ def sigmoid_entropy(
         u = torch.rand(p.shape, dtype=p.dtype, device=generator.device, generator=generator).to(p.device)
         return root * (p - (u < p).to(p.dtype))
 
-    return Elementwise(z, mass * p * (1 - p), root * (p - target), fixed.new_tensor(fixed.numel()), sample)
+    def excess(other: Tensor) -> Tensor:
+        cost = F.binary_cross_entropy_with_logits(other, p, mass, reduction="sum")
+        return cost - F.binary_cross_entropy_with_logits(fixed, p, mass, reduction="sum")
+
+    return Elementwise(z, mass * p * (1 - p), root * (p - target), fixed.new_tensor(fixed.numel()), sample, excess)
 
 
 def loss_itself(value: Float[Tensor, ""], examples: int) -> Elementwise:
     """A mean loss of any kind as its own output z = examples · loss: the sum is linear in it, slope 1, H = 0."""
     z = value * examples
-    zero = torch.zeros_like(z.detach())
-    return Elementwise(z, zero, zero + 1, zero + examples, lambda generator: zero)
+    fixed = z.detach()
+    zero = torch.zeros_like(fixed)
+    return Elementwise(z, zero, zero + 1, zero + examples, lambda generator: zero, lambda other: other - fixed)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

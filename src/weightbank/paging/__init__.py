@@ -1,6 +1,7 @@
 """Many networks in one small memory: places that cost little to share, training that makes sharing true, serving."""
 
 from weightbank.paging.commit import Score
+from weightbank.paging.convert import Converted, convert
 from weightbank.paging.exclusive import vectors
 from weightbank.paging.extents import place_extents
 from weightbank.paging.pages import assign_pages, merge_loss, pair_cost, place_pages
@@ -15,6 +16,7 @@ from weightbank.paging.through import Through, memory_layout, memory_of
 from weightbank.paging.tune import Tuned, tune
 
 __all__ = [
+    "Converted",
     "Extent",
     "Placement",
     "Pool",
@@ -25,6 +27,7 @@ __all__ = [
     "Through",
     "Tuned",
     "assign_pages",
+    "convert",
     "keep_private",
     "memory_layout",
     "memory_of",

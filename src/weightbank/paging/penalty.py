@@ -10,12 +10,12 @@ that is not finite ends the run.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from weightbank.errors import DivergedError
+from weightbank.paging.asked import Judged
 from weightbank.paging.bound import Bound
 from weightbank.paging.commit import Score, hurt, score
 from weightbank.paging.draft import Draft, importance_kept
@@ -27,7 +27,6 @@ from weightbank.progress import progress
 from weightbank.task import Task, apply
 from weightbank.types import Batches, Flat
 
-Judged: TypeAlias = Mapping[str, tuple[Stream, Batches]]
 CHECKS = 4
 """Looks at the score in each turn, to keep the best copy."""
 

@@ -21,6 +21,7 @@ from weightbank.paging.draft import Draft, importance_kept
 from weightbank.paging.statistics import Shared
 from weightbank.paging.streams import Stream
 from weightbank.task import Task, apply
+from weightbank.types import Inputs
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Tied:
             self.gradient.addcmul_(self._held.precision, self.draft.values).sub_(self._held.moment)
         for group in self.adam.param_groups:
             group["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * number / self.settings.steps))
-        self.adam.step()
+        self._move()
         if not math.isfinite(float(self.draft.values.sum())):
             raise DivergedError(f"the pool became NaN or infinite at step {number}; lower the learning rate")
         self._round()
@@ -116,11 +117,9 @@ class Tied:
         self._round()
 
     def _backward(self, name: str, bound: Bound, number: int) -> float:
-        task = self.tasks[name]
         x, y = self.streams[name].next()
-        bound.net.train()
         bound.pull()
-        loss = task.loss(apply(bound.net, x), y) * self.settings.shares.get(name, 1.0)
+        loss = self._loss(name, bound.net, x, y) * self.settings.shares.get(name, 1.0)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(
@@ -133,6 +132,12 @@ class Tied:
         if not math.isfinite(float(self.gradient.sum())):
             raise DivergedError(f"'{name}': a gradient is NaN or infinite at step {number}; the pool is as it was")
         return value
+
+    def _loss(self, name: str, net: nn.Module, x: Inputs, y: Tensor) -> Tensor:
+        return self.tasks[name].loss(apply(net.train(), x), y)
+
+    def _move(self) -> None:
+        self.adam.step()
 
     def _wanted(self, names: Iterable[str], anchors: Mapping[str, Tensor]) -> Shared | None:
         """The penalty that holds networks at their anchors, or where they are now: its gradient is F v - M."""

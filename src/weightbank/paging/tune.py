@@ -6,28 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from weightbank.errors import DataError, LayoutError, ResumeError
+from weightbank.paging.asked import Judged, Tasks, check_tenants, judged_of, limits_of, named_tasks
 from weightbank.paging.commit import TOLERANCE, Score, hurt, score, worth
 from weightbank.paging.draft import Draft
 from weightbank.paging.exclusive import set_apart
 from weightbank.paging.owner import Owner
-from weightbank.paging.streams import Stream, split
 from weightbank.paging.tied import Settings, Tied
 from weightbank.progress import progress
 from weightbank.store.state import load_state, save_state
 from weightbank.task import Source, Task
-from weightbank.types import Batches
 from weightbank.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from weightbank.paging.pool import Pool
 
-Tasks: TypeAlias = Task | Sequence[Task] | Mapping[str, Task]
 HOLD, LAMBDA = 100.0, 10.0
 """Of tying: three measured networks kept what they had at 100 (with anchors), and lost up to half of it at 10. λ of the
 published method."""
@@ -155,29 +153,20 @@ def tune(
         raise DataError(f"{said}; wanted whole numbers, at least one step and round, and nothing negative")
     if not 0 < lr < math.inf or not 0 <= hold < math.inf:
         raise DataError(f"lr={lr}, hold={hold}; wanted a positive rate, and nothing negative, NaN or infinite")
-    named = _named(tasks)
+    named = named_tasks(tasks)
     settings = Settings(steps, lr, hold, dict(targets or {}), dict(shares or {}), dict(anchors or {}))
     sources = [task.train for task in named.values()]
     with (
         pool.edit() as draft,
         undisturbed(*sources, device=torch.device("cpu"), seed=seed),
     ):
-        for name in [*named, *settings.targets, *settings.shares, *(validation or {})]:
-            if name not in draft.tenants or name not in named:
-                raise LayoutError(f"'{name}' is no tenant with a task here; tenants: {', '.join(draft.tenants)}")
+        check_tenants([*named, *settings.targets, *settings.shares, *(validation or {})], named, draft.tenants)
         for name, anchor in settings.anchors.items():
             if name not in draft.tenants or name in named:
                 raise LayoutError(f"an anchor came for '{name}', which is not a tenant without a task")
             draft.tenants[name].layout.check(anchor)
-        given = tolerance if isinstance(tolerance, Mapping) else dict.fromkeys(named, tolerance)
-        limits = {name: float(given.get(name, TOLERANCE)) for name in named}
-        for name, limit in [*given.items(), *limits.items()]:
-            if name not in named or math.isnan(limit):
-                raise DataError(f"a tolerance of {limit} for '{name}'; wanted numbers, for tenants with a task")
-        judged = {
-            name: split(task, seed=seed + 1 + number, validation=(validation or {}).get(name))
-            for number, (name, task) in enumerate(named.items())
-        }
+        limits = limits_of(tolerance, named)
+        judged = judged_of(named, seed, validation)
         if method == "tied":
             done = _Job(pool, draft, named, judged, limits, settings, every, retries, seed, checkpoint, log).run()
         elif method in ("joint", "sequential"):
@@ -191,15 +180,6 @@ def tune(
             raise DataError(f"method={method!r}; wanted tied, joint or sequential")
         draft.publish = done.committed
     return replace(done, seconds=time.monotonic() - start)
-
-
-def _named(tasks: Tasks) -> dict[str, Task]:
-    if isinstance(tasks, Task):
-        tasks = [tasks]
-    named = dict(tasks) if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
-    if not named or len(named) != len(tasks):
-        raise DataError(f"{len(tasks)} tasks with {len(named)} different names came; wanted at least one, each its own")
-    return named
 
 
 @dataclass
@@ -220,7 +200,7 @@ class _Job:
         pool: "Pool",
         draft: Draft,
         tasks: dict[str, Task],
-        judged: Mapping[str, tuple[Stream, Batches]],
+        judged: Judged,
         limits: Mapping[str, float],
         settings: Settings,
         every: int,
