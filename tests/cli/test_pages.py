@@ -81,6 +81,32 @@ def test_a_tuning_that_harms_leaves_the_file_and_exits_with_one(two: Callable[..
     assert Path("pool.safetensors").read_bytes() == before
 
 
+def test_a_pool_is_converted_by_example_or_to_nearest(two: Callable[..., Any]) -> None:
+    two("tune", "pool.safetensors", "--steps", "60", "--lr", "0.003")
+    before = Path("pool.safetensors").read_bytes()
+    options = ("--dtype", "bfp4", "-o", "small.safetensors", "--json")
+    done = json.loads(two("convert", "pool.safetensors", "--steps", "100", "--tolerance", "0.1", *options).stdout)
+    assert done["committed"] is True
+    for name in ("mlp", "second"):
+        assert done["moved"][name]["after"] < done["moved"][name]["nearest"]
+    small = Pool.open("small.safetensors")
+    assert small.generation.owner.nbytes == done["bytes_after"] < done["bytes_before"] / 7
+    blind = json.loads(two("convert", "pool.safetensors", "--nearest", *options).stdout)
+    assert (blind["steps"], blind["moved"]) == (0, {})
+    values = Pool.open("pool.safetensors").generation.owner.values()
+    assert torch.equal(Pool.open("small.safetensors").generation.owner.values(), small.format.quantize(values))
+    one = two("convert", "pool.safetensors", "--steps", "0", "--only", "mlp", *options, "--tolerance", "1")
+    assert set(json.loads(one.stdout)["moved"]) == {"mlp"}
+    refused = two("convert", "pool.safetensors", "--dtype", "bfp4", "--steps", "0", "--tolerance", "-1")
+    assert refused.exit_code == 1
+    assert "not committed" in refused.stdout
+    assert Path("pool.safetensors").read_bytes() == before
+    done = two("convert", "pool.safetensors", "--dtype", "bf16", "--steps", "4")
+    assert done.exit_code == 0
+    assert "committed" in done.stdout
+    assert repr(Pool.open("pool.safetensors").format) == "Native('bfloat16')"
+
+
 def test_what_others_save_meanwhile_is_edited_too_and_not_lost(
     two: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ train            | train --epochs 2 --out trained
 pages create     | pages create pool.safetensors -c 7000
 pages add        | pages add pool.safetensors mlp -e 1
 pages tune       | pages tune pool.safetensors --steps 4 --tolerance 1
+pages convert    | pages convert pool.safetensors --dtype bfp8 --steps 4 -o small.safetensors
 pages evaluate   | pages evaluate pool.safetensors
 pages list       | pages list pool.safetensors
 pages plot       | pages plot pool.safetensors -o pool.svg

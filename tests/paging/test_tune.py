@@ -62,7 +62,8 @@ def test_gradients_of_all_networks_meet_in_the_pool(placement: str, format: str)
 def test_tuning_makes_shared_networks_useful_and_serves_them(placement: str, format: str) -> None:
     pool = pooled.filled(4_000, placement=placement, dtype=format)
     number, models = pool.generation.number, [task.theta() for task in pooled.tasks()]
-    done = tune(pool, pooled.tasks(), steps=120, lr=5e-3)
+    with torch.no_grad():  # of the caller's, who has been serving
+        done = tune(pool, pooled.tasks(), steps=120, lr=5e-3)
     assert done.committed
     assert pool.generation.number == number + 1
     assert [step for step, _ in done.history] == [0, *range(12, 121, 12)]

@@ -125,6 +125,44 @@ def tune_command(
         raise typer.Exit(1)
 
 
+@app.command(
+    "convert",
+    epilog="Examples:\n\nweightbank pages convert pool.safetensors --dtype bfp8 --steps 40\n\n"
+    "weightbank pages convert pool.safetensors --dtype bf16 --nearest -o half.safetensors",
+)
+def convert_command(
+    file: File,
+    dtype: Annotated[str, typer.Option(help="What a weight is to be stored as: fp32, bf16, bfp8, bfp4 ...")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write; by default the pool's own.")
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Of rounding by example; 0 rounds to nearest and measures it.")
+    ] = 200,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Round to nearest; read no data, measure nothing.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="Accuracy that a network may lose: 0.01 is a point.")] = 0.01,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Look at these; others are held by a penalty. Repeat it.")
+    ] = None,
+    hold: Annotated[float, typer.Option(min=0.0, help="The weight of that penalty.")] = 100.0,
+    models: Models = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Store the pool in another format, rounded so that its networks go on predicting what they predicted.
+
+    Judged on training examples held back, never on test data. Exits with code 1, the file as it was, if a network lost
+    more than the tolerance.
+    """
+    from weightbank.cli.pages_pools import convert_file
+
+    settings: dict[str, Any] = {"steps": steps, "tolerance": tolerance, "hold": hold, "seed": seed}
+    if not convert_file(file, dtype, output, None if nearest else only or [], models, settings, json=json):
+        raise typer.Exit(1)
+
+
 @app.command("evaluate", epilog="Example:\n\nweightbank pages evaluate pool.safetensors")
 def evaluate_command(
     file: File,

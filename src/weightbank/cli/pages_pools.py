@@ -13,7 +13,7 @@ from weightbank.errors import ConflictError, DataError, LayoutError, StoreError
 from weightbank.evaluation import evaluate
 from weightbank.layout import Where
 from weightbank.logs import TrainingLog
-from weightbank.paging import Pool, tune, vectors
+from weightbank.paging import Pool, convert, tune, vectors
 from weightbank.paging.importance import importance_of
 from weightbank.paging.tenant import Tenant
 from weightbank.sizes import readable
@@ -102,17 +102,45 @@ def tune_file(
     with nullcontext() if log is None else TrainingLog(log) as writer:
         done = tune(pool, tasks, **settings, log=None if writer is None else writer.scores)
     if done.committed:
-        try:
-            pool.save(file)
-        except ConflictError as error:
-            aside = file.with_name(f"{file.stem}.tuned{file.suffix}")
-            pool.save(aside)
-            raise ConflictError(f"{file}: was replaced while it was tuned; the tuned pool is {aside}") from error
+        _saved(pool, file, "tuned")
     if json:
         show_json(done.to_dict())
     else:
         say(str(done))
     return done.committed
+
+
+def convert_file(
+    file: Path,
+    dtype: str,
+    output: Path | None,
+    only: Sequence[str] | None,
+    models: Sequence[str] | None,
+    settings: Mapping[str, Any],
+    *,
+    json: bool,
+) -> bool:
+    """Convert the pool in a file and save it if the result may be kept; whether it was. None rounds to nearest."""
+    pool = Pool.open(file)
+    names = [] if only is None else only or list(pool)
+    done = convert(pool, dtype, {name: task_of(pool.generation.tenant(name), models) for name in names}, **settings)
+    if done.committed:
+        _saved(pool, output or file, "converted")
+    if json:
+        show_json(done.to_dict())
+    else:
+        say(str(done))
+    return done.committed
+
+
+def _saved(pool: Pool, file: Path, done: str) -> None:
+    """Save what may have taken hours, beside the file if others have saved to it."""
+    try:
+        pool.save(file)
+    except ConflictError as error:
+        aside = file.with_name(f"{file.stem}.{done}{file.suffix}")
+        pool.save(aside)
+        raise ConflictError(f"{file}: was replaced while it was {done}; the {done} pool is {aside}") from error
 
 
 def evaluate_file(file: Path, name: str | None, models: Sequence[str] | None, *, json: bool) -> None:

@@ -148,6 +148,7 @@ def convert(
         raise DataError(f"steps={steps!r}, hold={hold!r}; wanted a whole number, and nothing negative, NaN or infinite")
     named = {} if isinstance(tasks, Sequence | Mapping) and not tasks else named_tasks(tasks)
     with (
+        torch.enable_grad(),
         pool.edit() as draft,
         undisturbed(*(task.train for task in named.values()), device=torch.device("cpu"), seed=seed),
     ):

@@ -157,6 +157,7 @@ def tune(
     settings = Settings(steps, lr, hold, dict(targets or {}), dict(shares or {}), dict(anchors or {}))
     sources = [task.train for task in named.values()]
     with (
+        torch.enable_grad(),
         pool.edit() as draft,
         undisturbed(*sources, device=torch.device("cpu"), seed=seed),
     ):

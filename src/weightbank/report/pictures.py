@@ -167,6 +167,19 @@ def _tuned(document: Mapping[str, Any]) -> Drawn | None:
     return lines(steps, series, "steps", "score, % of the metric"), caption
 
 
+def _converted(document: Mapping[str, Any]) -> Drawn | None:
+    found = []
+    for name, moved in document["moved"].items():
+        for key, way in (("nearest", "to nearest"), ("after", "by example")):
+            rise = 1000 * _number(moved[key])
+            found.append(Bar(_label(f"{name}, {way}"), rise, f"{rise:.2g}"))
+    caption = (
+        "By how much the loss of a network's own earlier predictions rose, in thousandths. What to see: what rounding "
+        "by example saves."
+    )
+    return (bars(found, "rise of the loss x 1000"), caption) if found else None
+
+
 def _tenants(document: Mapping[str, Any]) -> Drawn | None:
     found = []
     for name, evaluation in document["tenants"].items():
@@ -204,6 +217,7 @@ DRAWS: Mapping[str, Draw] = {
     "posterior plan": _disk,
     "train": _trained,
     "pages tune": _tuned,
+    "pages convert": _converted,
     "pages evaluate": _tenants,
     "pages list": _occupancy,
     "inspect": _needs,

@@ -118,6 +118,12 @@ KINDS = (
         "Each network's score on held-back training data, before and after; the result is kept if it harms none.",
     ),
     _kind(
+        "pages convert",
+        "committed before nearest after moved predicted",
+        "A pool in another format",
+        "How far the networks' predictions moved: every weight rounded to its nearest number, and rounded by example.",
+    ),
+    _kind(
         "pages list",
         "occupancy tenants packing positions",
         "Who is in a pool",
