@@ -16,7 +16,6 @@ import math
 import os
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import torch
@@ -85,11 +84,11 @@ def moved(pool: Pool, members: list[Member]) -> dict[str, float]:
     return far
 
 
-def converted(path: Path, members: list[Member], format: str, steps: int) -> tuple[Pool, float]:
-    """The pool in a file in another format, whatever that costs, and the seconds it took."""
-    pool = Pool.open(path)
-    done = convert(pool, format, [member.task for member in members], steps=steps, tolerance=math.inf)
-    return pool, done.seconds
+def converted(pool: Pool, members: list[Member], format: str, steps: int) -> tuple[Pool, float]:
+    """A copy of the pool in another format, whatever that costs, and the seconds it took."""
+    small = pool.copy()
+    done = convert(small, format, [member.task for member in members], steps=steps, tolerance=math.inf)
+    return small, done.seconds
 
 
 def cells(found: Right, members: list[Member]) -> tuple[str, ...]:
@@ -122,30 +121,27 @@ def three(members: list[Member], seeds: int, steps: int, rounding: int) -> None:
 
     worst = dict.fromkeys(("to nearest", "by example"), 0.0)
     plain = {}
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "pool.safetensors"
-        for placement, seed in itertools.product(("extents", "pages"), range(seeds)):
-            setup = Setup(capacity=CAPACITY, placement=placement, steps=steps, seed=seed)
-            pool, seconds = place(members, setup)
-            where = (placement, str(seed))
-            add(where, "placed", cells(tested(pool, members), members), pool, seconds)
-            done = tune_all(pool, members, setup)
-            found = plain[placement, seed] = tested(pool, members)
-            add(where, f"{steps} steps", cells(found, members), pool, done.seconds)
-            pool.save(path)
-            for format, way, count in (
-                ("bfp8", "to nearest", 0),
-                ("bfp8", "by example", rounding),
-                ("bfp4", "to nearest", 0),
-                ("bfp4", "by example", rounding),
-            ):
-                coarse, seconds = converted(path, members, format, count)
-                low = tested(coarse, members)
-                add(where, f"{format} {way}", against(low, found, members), coarse, seconds)
-                if format == "bfp8":
-                    worst[way] = max(worst[way], *(percent(found[name]) - percent(low[name]) for name in names))
-            gain = min(percent(found[name]) - percent(alone[name]) for name in names)
-            print(f"{placement}, seed {seed}: worst tenant {gain:+.2f} points against alone", flush=True)
+    for placement, seed in itertools.product(("extents", "pages"), range(seeds)):
+        setup = Setup(capacity=CAPACITY, placement=placement, steps=steps, seed=seed)
+        pool, seconds = place(members, setup)
+        where = (placement, str(seed))
+        add(where, "placed", cells(tested(pool, members), members), pool, seconds)
+        done = tune_all(pool, members, setup)
+        found = plain[placement, seed] = tested(pool, members)
+        add(where, f"{steps} steps", cells(found, members), pool, done.seconds)
+        for format, way, count in (
+            ("bfp8", "to nearest", 0),
+            ("bfp8", "by example", rounding),
+            ("bfp4", "to nearest", 0),
+            ("bfp4", "by example", rounding),
+        ):
+            coarse, seconds = converted(pool, members, format, count)
+            low = tested(coarse, members)
+            add(where, f"{format} {way}", against(low, found, members), coarse, seconds)
+            if format == "bfp8":
+                worst[way] = max(worst[way], *(percent(found[name]) - percent(low[name]) for name in names))
+        gain = min(percent(found[name]) - percent(alone[name]) for name in names)
+        print(f"{placement}, seed {seed}: worst tenant {gain:+.2f} points against alone", flush=True)
     for seed in range(seeds):
         setup = Setup(capacity=CAPACITY_8_BIT, dtype="bfp8", steps=steps, seed=seed)
         pool, _ = place(members, setup)

@@ -20,6 +20,7 @@ from weightbank.errors import DataError, LayoutError
 from weightbank.zoo import MODELS, PAGE_NETWORKS
 
 QUICK = ("--first", "2", "--counts", "2", "--sizes", "100", "--penalties", "1", "--steps", "4", "--rounds", "1")
+QUICK = (*QUICK, "--formats", "bfp4")
 
 
 @pytest.fixture(scope="module")

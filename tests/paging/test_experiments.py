@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from weightbank.errors import DataError
+from weightbank.formats import format_of
 from weightbank.paging import experiments
 from weightbank.paging.experiments import Member, Setup, accuracy, fixed, place, share
 from weightbank.task import Task
@@ -108,6 +109,26 @@ def test_orders_are_sequential_joint_and_tied_from_the_same_places(members):
     rows = list(experiments.orders(members[:2], SETUP))
     assert [row["method"] for row in rows[::2]] == ["sequential", "joint", "tied"]
     assert len({row["placed"] for row in rows[::2]}) == 1
+
+
+def test_formats_are_tried_on_copies_of_one_tuned_pool(members):
+    rows = list(experiments.formats(members, SETUP, ["bfp8", "bfp4"], steps=40))
+    assert [(row["format"], row["network"]) for row in rows] == [
+        (name, member.name) for name in ("bfp8", "bfp4") for member in members
+    ]
+    pool, _ = place(members, SETUP)
+    experiments.tune_all(pool, members, SETUP)
+    for row, each in zip(rows, [*members, *members], strict=True):
+        theta = pool.generation.tenants[each.name].placement.gather(
+            format_of(row["format"]).quantize(pool.generation.owner.values())
+        )
+        assert row["nearest"] == (None if each.held else accuracy(each.task, theta))
+        assert row["tuned"] == (None if each.held else accuracy(each.task, pool[each.name].mean()))
+        assert row["pool_bytes"] == format_of(row["format"]).row_bytes(pool.size)
+        if each.held:
+            assert row["by_example"] is row["moved_nearest"] is row["moved_by_example"] is None
+    for seen in [[row for row in rows if row["format"] == name and row["moved_nearest"]] for name in ("bfp8", "bfp4")]:
+        assert sum(row["moved_by_example"] for row in seen) <= sum(row["moved_nearest"] for row in seen)
 
 
 def test_convergence_starts_before_the_first_step_and_ends_with_the_last(members):

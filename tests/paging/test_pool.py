@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 
 import pooled
 import weightbank as wb
-from weightbank.errors import CapacityError, CurvatureError, LayoutError, NonFiniteError
+from weightbank.errors import CapacityError, CurvatureError, LayoutError, NonFiniteError, StoreError
 from weightbank.formats import format_of
 from weightbank.layout import within
 from weightbank.paging import Pool, tune, vectors
@@ -294,6 +295,22 @@ def test_several_edits_appear_at_once() -> None:
         draft.dismiss("two")
         assert list(pool) == ["one", "two", "conv"]
     assert list(pool) == ["conv"]
+
+
+def test_a_copy_begins_the_same_and_goes_its_own_way(tmp_path: Path) -> None:
+    pool = pooled.filled(reserve=100)
+    pool.save(tmp_path / "pool.safetensors")
+    other = pool.copy()
+    assert pooled.same(pool, other)
+    assert other.reserve == 100
+    assert other.generation.owner is pool.generation.owner
+    other.remove("one")
+    assert list(pool) == ["one", "two", "conv"]
+    assert list(other) == ["two", "conv"]
+    with pytest.raises(StoreError, match="not opened from a file"):
+        other.refresh()
+    pool.remove("two")
+    assert list(other) == ["two", "conv"]
 
 
 def test_the_report_counts_bytes_and_shares() -> None:

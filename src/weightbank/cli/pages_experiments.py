@@ -19,6 +19,7 @@ class Experiment(StrEnum):
     page_size = "page-size"
     penalty = "penalty"
     order = "order"
+    formats = "formats"
     convergence = "convergence"
     matching = "matching"
     switching = "switching"
@@ -60,6 +61,9 @@ def run_command(
     counts: Annotated[str, typer.Option(help="Of networks and memory: how many networks.")] = "3,5,7,9,10",
     sizes: Annotated[str, typer.Option(help="Of page-size and matching: weights per page.")] = "10,100,1000,10000",
     penalties: Annotated[str, typer.Option(help="Of penalty: its weights λ.")] = "0.1,1,10,100",
+    formats: Annotated[
+        str, typer.Option(help="Of formats: what the tuned pool is converted to.")
+    ] = "bf16,bfp8,bfp6,bfp4",
     capacity: Annotated[
         str | None, typer.Option(help="Of the pool, such as 280kB; by default the largest network fits in.")
     ] = None,
@@ -86,9 +90,10 @@ def run_command(
     """Repeat an experiment of the published evaluation of shared memory on networks of your own.
 
     networks: accuracies of the first 3, 5, 7, 9, 10 networks in one memory. page-size, penalty, order (sequential,
-    joint, tied), convergence: what else they depend on. matching: time and quality of placements. switching: the first
-    time (warm-up) apart from the steady state. memory: bytes, computed and really held. sharing, importance: which
-    networks are in each other's way, and how few weights matter.
+    joint, tied), convergence: what else they depend on. formats: the tuned pool in fewer bits, rounded to nearest, and
+    by example. matching: time and quality of placements. switching: the first time (warm-up) apart from the steady
+    state. memory: bytes, computed and really held. sharing, importance: which networks are in each other's way, and how
+    few weights matter.
 
     A table has a line for each network, paths relative to it; one without data is held at its weights:
 
@@ -113,7 +118,7 @@ def run_command(
         every=every,
         seed=seed,
     )
-    wanted = Wanted(_numbers(counts, int), _numbers(sizes, int), _numbers(penalties, float))
+    wanted = Wanted(_numbers(counts, int), _numbers(sizes, int), _numbers(penalties, float), formats.split(","))
     run(experiment.value, networks, setup, wanted, first=first, cache=cache, csv=csv, figure=figure, json=json)
 
 

@@ -45,6 +45,7 @@ DRAWINGS = {
     "page-size": Drawing("lines", "page_size", ("network",), ("tuned",), "test accuracy %", log_x=True, factor=100),
     "penalty": Drawing("lines", "penalty", ("network",), ("tuned",), "test accuracy %", log_x=True, factor=100),
     "order": Drawing("dots", "method", ("network",), ("tuned",), "test accuracy %", factor=100),
+    "formats": Drawing("dots", "format", ("network",), ("by_example",), "test accuracy %", factor=100),
     "convergence": Drawing("lines", "step", ("network",), ("score",), "score on held-back data"),
     "matching": Drawing("lines", "page_size", ("policy",), ("merge_loss",), "merge loss", log_x=True, log_value=True),
     "switching": Drawing("dots", "", ("way", "network"), ("first_us", "median_us"), "microseconds", log_value=True),

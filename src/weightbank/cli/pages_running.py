@@ -17,11 +17,12 @@ from weightbank.report.saving import drawing, save_figure
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is varied: numbers of networks, weights per page, penalties."""
+    """What is varied: numbers of networks, weights per page, penalties, formats."""
 
     counts: Sequence[int]
     sizes: Sequence[int]
     penalties: Sequence[float]
+    formats: Sequence[str]
 
 
 RUNS: dict[str, Callable[[Sequence[Member], Setup, Wanted], Iterator[Row]]] = {
@@ -29,6 +30,7 @@ RUNS: dict[str, Callable[[Sequence[Member], Setup, Wanted], Iterator[Row]]] = {
     "page-size": lambda members, setup, wanted: experiments.page_sizes(members, setup, wanted.sizes),
     "penalty": lambda members, setup, wanted: experiments.penalties(members, setup, wanted.penalties),
     "order": lambda members, setup, wanted: experiments.orders(members, setup),
+    "formats": lambda members, setup, wanted: experiments.formats(members, setup, wanted.formats),
     "convergence": lambda members, setup, wanted: experiments.convergence(members, setup),
     "matching": lambda members, setup, wanted: measurements.matching(members, setup, wanted.sizes),
     "switching": lambda members, setup, wanted: measurements.switching(members, setup),
@@ -36,8 +38,8 @@ RUNS: dict[str, Callable[[Sequence[Member], Setup, Wanted], Iterator[Row]]] = {
     "sharing": lambda members, setup, wanted: measurements.sharing(members, setup),
     "importance": lambda members, setup, wanted: measurements.importances(members),
 }
-PERCENT = ("alone", "placed", "tuned")
-LEFT_OUT = ("held", "finite", "bytes", "placing_seconds", "weights")
+PERCENT = ("alone", "placed", "tuned", "nearest", "by_example")
+LEFT_OUT = ("held", "finite", "bytes", "placing_seconds", "weights", "moved_nearest", "moved_by_example")
 """Of accuracies: columns that are in the CSV file and in JSON, but not printed."""
 
 

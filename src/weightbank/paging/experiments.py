@@ -16,6 +16,7 @@ import torch
 from weightbank.errors import DataError
 from weightbank.evaluation import evaluate
 from weightbank.formats import Format
+from weightbank.paging.convert import convert
 from weightbank.paging.place import How
 from weightbank.paging.pool import Pool
 from weightbank.paging.tune import Tuned, tune
@@ -191,6 +192,38 @@ def orders(members: Sequence[Member], setup: Setup) -> Iterator[Row]:
     """One network after the other, all by turns, all at once."""
     for method in ("sequential", "joint", "tied"):
         yield from share(members, replace(setup, method=method), method=method)
+
+
+def formats(
+    members: Sequence[Member], setup: Setup, names: Sequence[str] = ("bf16", "bfp8", "bfp6", "bfp4"), steps: int = 200
+) -> Iterator[Row]:
+    """One tuned pool converted to other formats: each weight rounded to nearest, and `steps` of rounding by example.
+
+    `tuned`, `nearest` and `by_example` are accuracies; `moved` is how far predictions on held-back training data are
+    from those before rounding, in loss per example.
+    """
+    pool, _ = place(members, setup)
+    tune_all(pool, members, setup)
+    tuned = {member.name: _tested(pool, member) for member in members}
+    tasks = [member.task for member in members if not member.held]
+    for name in names:
+        nearest, small = pool.copy(), pool.copy()
+        convert(nearest, name)
+        done = convert(small, name, tasks, steps=steps, tolerance=math.inf, seed=setup.seed)
+        for member in members:
+            far = done.moved.get(member.name)
+            yield {
+                "format": name,
+                "pool_bytes": done.bytes_after,
+                "network": member.name,
+                "alone": member.alone,
+                "tuned": tuned[member.name],
+                "nearest": _tested(nearest, member),
+                "by_example": _tested(small, member),
+                "moved_nearest": None if far is None else far[0],
+                "moved_by_example": None if far is None else far[1],
+                "seconds": done.seconds,
+            }
 
 
 def convergence(members: Sequence[Member], setup: Setup) -> Iterator[Row]:

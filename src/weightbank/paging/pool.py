@@ -120,6 +120,15 @@ class Pool:
             stamp = save_pool(Path(path), generation, reserve=self.reserve, importance=importance, known=known)
             self._stamps[place] = stamp, generation.number
 
+    def copy(self) -> "Pool":
+        """Another pool that begins with what this one serves now, sharing its memory until either is edited.
+
+        To try a format or a further network on; it belongs to no file.
+        """
+        other = Pool.__new__(Pool)
+        other._setup(self.generation, self.reserve, self._staging, self._seed)
+        return other
+
     def refresh(self) -> bool:
         """Serve what another process has saved to the file this pool was opened from; False if that is nothing new.
 
