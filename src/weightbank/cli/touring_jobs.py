@@ -16,7 +16,7 @@ from weightbank.distributions.distribution import WeightDistribution
 from weightbank.evaluation import evaluate
 from weightbank.formats import BlockFloatingPoint, ByDimensions, Per
 from weightbank.lowprecision import Precision
-from weightbank.paging import Pool, tune
+from weightbank.paging import Pool, convert, tune
 from weightbank.sizes import readable
 from weightbank.task import Task, TensorBatches
 from weightbank.training import epochs
@@ -128,17 +128,20 @@ def eight_bits(seed: int) -> list[Stop]:
 
 
 def together(networks: Sequence[Task], seed: int) -> list[Stop]:
-    """The three networks in the memory of the largest."""
+    """The three networks in the memory of the largest, in float32 and then in 4 bits."""
     pool = Pool(max(task.layout.size for task in networks) + 128, seed=seed)
     for task in networks:
         pool.add(task)
     tune(pool, networks, steps=STEPS, tolerance=0.05, seed=seed)
-    total = 4 * sum(task.layout.size for task in networks)
-    saved = f"{readable(4 * pool.size)} for {readable(total)}"
-    return [
-        Stop("one memory", task.name, saved, _accuracy(task, pool[task.name]), _accuracy(task, None))
-        for task in networks
-    ]
+    total, found = readable(4 * sum(task.layout.size for task in networks)), []
+    for format in (None, "bfp4"):
+        if format is not None:
+            convert(pool, format, networks, tolerance=0.05, seed=seed)
+        saved = f"{readable(pool.generation.owner.nbytes)} for {total}"
+        for task in networks:
+            what = task.name if format is None else f"{task.name}, in 4 bits"
+            found.append(Stop("one memory", what, saved, _accuracy(task, pool[task.name]), _accuracy(task, None)))
+    return found
 
 
 def few_bits(task: Task, h: Flat) -> list[Stop]:
