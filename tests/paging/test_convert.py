@@ -12,11 +12,12 @@ import pooled
 import weightbank as wb
 from weightbank.errors import DataError, DivergedError, FormatError, LayoutError
 from weightbank.formats import format_of
+from weightbank.formats.spacing import step_sizes
 from weightbank.paging import Pool, convert, tune
 from weightbank.paging.asked import judged_of
-from weightbank.paging.convert import Taught, step_sizes
-from weightbank.paging.streams import Stream
+from weightbank.paging.convert import Taught
 from weightbank.paging.tied import Settings
+from weightbank.streams import Stream
 
 
 def tasks_of(pool: Pool) -> list[wb.Task]:
@@ -261,19 +262,3 @@ def test_bad_data_and_strange_models_leave_the_pool_alone(pool: Pool) -> None:
     with pytest.raises(LayoutError, match="'else' is no tenant"):
         convert(pool, "bfp8", {"else": task})
     assert pool.generation is before
-
-
-def test_the_step_of_a_format_is_found_from_its_errors() -> None:
-    """A step of 1/8 beside one of 4, and a ragged tail of numbers that the format has."""
-    generator = torch.Generator().manual_seed(0)
-    fine, coarse = torch.rand(6_400, generator=generator), torch.rand(6_400, generator=generator) * 100
-    exact = torch.cat([fine, coarse, torch.zeros(10)])
-    rounded = torch.cat([(fine * 8).round() / 8, (coarse / 4).round() * 4, torch.zeros(10)])
-    found = step_sizes(exact, rounded, 6_400)
-    assert found.shape == exact.shape
-    assert float(found[0]) == pytest.approx(1 / 8, rel=0.02)
-    assert float(found[6_400]) == pytest.approx(4, rel=0.02)
-    assert not bool(found[12_800:].any())
-    runs = step_sizes(exact, rounded, 64)
-    assert bool((runs[:6_400] < 0.2).all())
-    assert bool((runs[6_400:12_800] > 2).all())

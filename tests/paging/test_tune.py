@@ -14,8 +14,8 @@ import pooled
 import weightbank as wb
 from weightbank.errors import DataError, DivergedError, LayoutError
 from weightbank.paging import Pool, Score, tune
-from weightbank.paging.streams import Stream
 from weightbank.paging.tied import Settings, Tied
+from weightbank.streams import Stream
 
 
 def forever(name: str, x: torch.Tensor, y: torch.Tensor) -> Stream:

@@ -5,6 +5,7 @@ Averages in full precision are `Moments(layout, variance=False)`; those here are
 
 from weightbank.lowprecision.attach import Attached
 from weightbank.lowprecision.average import ExactAverage, RoundedAverage
+from weightbank.lowprecision.by_example import ByExample, pack_by_example
 from weightbank.lowprecision.coverage import Coverage, Result
 from weightbank.lowprecision.precision import FIRST, LAST, Precision, Rule, exempt, override
 from weightbank.lowprecision.schedule import constant_schedule, published_schedule
@@ -13,6 +14,7 @@ __all__ = [
     "FIRST",
     "LAST",
     "Attached",
+    "ByExample",
     "Coverage",
     "ExactAverage",
     "Precision",
@@ -22,5 +24,6 @@ __all__ = [
     "constant_schedule",
     "exempt",
     "override",
+    "pack_by_example",
     "published_schedule",
 ]

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 from weightbank.errors import DataError, LayoutError
 from weightbank.paging.commit import TOLERANCE
-from weightbank.paging.streams import Stream, split
 from weightbank.paging.tenant import Tenant
+from weightbank.streams import Stream, split
 from weightbank.task import Source, Task
 from weightbank.types import Batches
 

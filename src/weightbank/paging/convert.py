@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weightbank.curvature.heads import Head, loss_itself
-from weightbank.curvature.losses import head_of
-from weightbank.errors import CurvatureError, DataError
+from weightbank.curvature.teaching import divergence, mean_divergence
+from weightbank.errors import DataError
 from weightbank.formats import Format, format_of
+from weightbank.formats.spacing import RUN, step_sizes
 from weightbank.paging.asked import Judged, Tasks, check_tenants, judged_of, limits_of, named_tasks
 from weightbank.paging.bound import Bound
 from weightbank.paging.commit import TOLERANCE, Score, hurt, score
@@ -31,7 +31,7 @@ from weightbank.paging.tune import HOLD
 from weightbank.progress import progress
 from weightbank.sizes import readable
 from weightbank.task import Source, Task, apply, as_pair
-from weightbank.types import Flat, Inputs, Loss
+from weightbank.types import Flat, Inputs
 from weightbank.undisturbed import undisturbed
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 STEPS = 200
 REACH = 1.0
 """How far all steps together may move a position, in steps of the format. Halving or doubling it changes little."""
-RUN = 64
-"""Neighbours over which the step of a format is taken to be the same, unless its blocks are longer."""
 CHECKS = 4
 
 
@@ -248,49 +246,26 @@ class Taught(Tied):
             for batch in self.judged[name][1]:
                 x, y = as_pair(batch, task.device, f"{name}: held-back data")
                 with torch.no_grad():
-                    reference, z = self._both(name, self.bounds[name].net, x, y)
-                total += float(reference.divergence(z))
-                units += float(reference.total)
+                    output = apply(self.bounds[name].net.eval(), x)
+                    far, count = divergence(task.loss, output, self._taught(name, x), y)
+                total, units = total + float(far), units + float(count)
             self.bounds[name].release()
             found[name] = total / units if units else math.nan
         return found
 
     def _loss(self, name: str, net: nn.Module, x: Inputs, y: Tensor) -> Tensor:
-        reference, z = self._both(name, net, x, y)
-        return reference.divergence(z) / reference.total.clamp(min=torch.finfo(z.dtype).tiny)
+        return mean_divergence(self.tasks[name].loss, apply(net.eval(), x), self._taught(name, x), y)
 
-    def _both(self, name: str, net: nn.Module, x: Inputs, y: Tensor) -> tuple[Head, Tensor]:
-        """The outputs of a network's teacher as the loss sees them, and those of `net`."""
-        teacher, loss = self.teachers[name], self.tasks[name].loss
+    def _taught(self, name: str, x: Inputs) -> Any:
+        """What a network predicted before."""
+        teacher = self.teachers[name]
         teacher.pull()
         with torch.no_grad():
-            reference = _head(loss, apply(teacher.net.eval(), x), y)
+            output = apply(teacher.net.eval(), x)
         teacher.release()
-        return reference, _head(loss, apply(net.eval(), x), y).z
+        return output
 
     def _move(self) -> None:
         before = self.draft.values.clone()
         super()._move()
         torch.lerp(before, self.draft.values, self.spread, out=self.draft.values)
-
-
-def _head(loss: Loss, output: Any, target: Tensor) -> Head:
-    """What the loss sees; the loss itself, which needs labels, where it is none of those whose curvature is known."""
-    try:
-        return head_of(loss, output, target)
-    except CurvatureError:
-        return loss_itself(loss(output, target), len(target))
-
-
-def step_sizes(exact: Flat, rounded: Flat, run: int) -> Flat:
-    """How far apart the numbers of a format are at each position, (N,): √(12 E[δ²]) over runs of `run` neighbours.
-
-    As errors of rounding to nearest are uniform over one step, whose variance is a twelfth of its square.
-    """
-    count = len(exact)
-    error = torch.zeros(-(-count // run) * run)
-    error[:count] = (rounded - exact).square()
-    sizes = error.view(-1, run).sum(1)
-    sizes[:-1] /= run
-    sizes[-1] /= count - (len(sizes) - 1) * run
-    return (12 * sizes).sqrt().repeat_interleave(run)[:count]

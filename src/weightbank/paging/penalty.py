@@ -20,10 +20,10 @@ from weightbank.paging.bound import Bound
 from weightbank.paging.commit import Score, hurt, score
 from weightbank.paging.draft import Draft, importance_kept
 from weightbank.paging.placement import Extent, Placement
-from weightbank.paging.streams import Stream
 from weightbank.paging.tied import Settings
 from weightbank.paging.tune import Tuned
 from weightbank.progress import progress
+from weightbank.streams import Stream
 from weightbank.task import Task, apply
 from weightbank.types import Batches, Flat
 

@@ -19,7 +19,7 @@ from weightbank.paging.bound import Bound
 from weightbank.paging.commit import Score
 from weightbank.paging.draft import Draft, importance_kept
 from weightbank.paging.statistics import Shared
-from weightbank.paging.streams import Stream
+from weightbank.streams import Stream
 from weightbank.task import Task, apply
 from weightbank.types import Inputs
 

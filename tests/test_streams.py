@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import weightbank as wb
 from weightbank.errors import DataError
-from weightbank.paging.streams import Stream, split
+from weightbank.streams import Stream, split
 from weightbank.zoo import mlp
 
 X = torch.arange(100.0)[:, None]
