@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Tile,
     )
     from weightbank.layout import Layout, everything, trainable, within
-    from weightbank.lowprecision import Precision
+    from weightbank.lowprecision import Precision, pack_by_example
     from weightbank.paging import Pool, convert, tune
     from weightbank.store import RowLog
     from weightbank.task import Task, TensorBatches
@@ -85,6 +85,7 @@ __all__ = [
     "everything",
     "multi",
     "pack",
+    "pack_by_example",
     "program",
     "rank",
     "select",
@@ -103,7 +104,7 @@ _HOMES = {
     "evaluation": "Estimate Evaluation evaluate",
     "formats": "BlockFloatingPoint ByDimensions FixedPoint Format Microscaling MiniFloat Mixed Native Packed Per Tile",
     "layout": "Layout everything trainable within",
-    "lowprecision": "Precision",
+    "lowprecision": "Precision pack_by_example",
     "paging": "Pool convert tune",
     "store": "RowLog",
     "task": "Task TensorBatches",

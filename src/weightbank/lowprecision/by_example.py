@@ -81,7 +81,7 @@ def pack_by_example(
 
     Labels are not looked at, unless the loss is of an unknown kind; dropout is off, BatchNorm statistics stay. Of the
     candidates seen, rounding to nearest among them, the one is kept whose predictions moved least on held-back training
-    data. Keeps six vectors of P numbers while it runs.
+    data. Keeps ten vectors of P numbers while it runs.
 
     Args:
         task: model, loss and training data. The model's own weights are not changed.
