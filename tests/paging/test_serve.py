@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,8 +72,10 @@ def test_a_lease_outlives_its_tenant() -> None:
         pool.use("one")
 
 
-def test_pages_are_gathered_once_per_generation() -> None:
-    pool = pooled.filled(placement="pages", page_size=100)
+def test_pages_are_gathered_once_per_generation_where_copies_may_be_kept(tmp_path: Path) -> None:
+    pooled.filled(placement="pages", page_size=100).save(tmp_path / "pool.safetensors")
+    models = {task.name: task.model for task in pooled.tasks()}
+    pool = Pool.open(tmp_path / "pool.safetensors", models, staging=None)
     assert not pool.generation.zero_copy("one")
     assert pool.report().bytes_staged == 0
     with pool.use("one") as net, pool.use("one") as again:

@@ -180,7 +180,7 @@ def show(file: Path, *, json: bool) -> None:
     )
     rows = []
     for row in report.tenants:
-        how = "views" if row.zero_copy else f"{row.pages:,} pages" if row.pages else "copy"
+        how = "views" if row.zero_copy else f"{row.pages:,} pages" if row.pages else "codes"
         rest = readable(row.bytes_rest)
         rows.append([row.name, f"{row.weights:,}", f"{row.shared:,}", f"{row.exclusive:,}", rest, how])
     show_table(["network", "weights", "shared", "exclusive", "beside", "runs from"], rows)

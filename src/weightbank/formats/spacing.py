@@ -1,6 +1,5 @@
 """How far apart the numbers of a format are around given weights."""
 
-
 from weightbank.types import Flat
 
 RUN = 64

@@ -41,8 +41,9 @@ class Pool:
         capacity: of the shared memory: bytes as a text ("280 kB" is 280,000) or a number of weights (70_000).
         dtype: what a position is stored as: torch.float32, torch.bfloat16, or a Format with rows such as "bfp8".
         reserve: positions at the end, of the same capacity, that only exclusive tensors may take.
-        staging: bytes (or a text) of gathered copies to keep while nobody uses them; None keeps all. Networks of
-            float32 extents in a float32 pool need none.
+        staging: bytes (or a text) of gathered copies to keep while nobody uses them; None keeps all. With 0, networks
+            in pages or codes are read from the pool layer by layer whenever they run: least memory, but slower than
+            from a copy. Networks of float32 extents in a float32 pool run from views and need none.
         seed: of the search for places.
 
     Buffers (BatchNorm statistics) and parameters outside a task's layout are kept beside the owner, unshared and
@@ -56,7 +57,7 @@ class Pool:
         *,
         dtype: torch.dtype | Format | str = torch.float32,
         reserve: int = 0,
-        staging: int | str | None = None,
+        staging: int | str | None = 0,
         seed: int = 0,
     ) -> None:
         format = format_of(dtype)
@@ -82,7 +83,7 @@ class Pool:
         models: Mapping[str, nn.Module] | None = None,
         *,
         mapped: bool = True,
-        staging: int | str | None = None,
+        staging: int | str | None = 0,
         seed: int = 0,
     ) -> "Pool":
         """The pool in a file; its owner is the mapped file itself, so processes that open it share one copy of it.

@@ -73,7 +73,7 @@ class Report:
             f"{readable(self.bytes_tables)} tables, {readable(self.bytes_apart)} apart: {self.saving:.1f} times less",
         ]
         for row in self.tenants:
-            how = "runs from the pool" if row.zero_copy else "runs from a gathered copy"
+            how = "runs from the pool" if row.zero_copy else "is read from the pool when it runs"
             lines.append(
                 f"  {row.name}: {row.weights:,} weights, {row.shared:,} shared, {row.exclusive:,} exclusive; {how}"
             )

@@ -14,6 +14,7 @@ from zlib_ng.zlib_ng import crc32
 
 from weightbank.errors import LayoutError
 from weightbank.paging.owner import Owner
+from weightbank.paging.streaming import streamed
 from weightbank.paging.tenant import Tenant, TenantLaw, assemble
 from weightbank.store.arrays import bytes_of
 from weightbank.types import Flat
@@ -37,12 +38,13 @@ class Lease:
 class Generation:
     """What all readers see at one time: the owner's bytes and the tenants on them; never changed after it was made.
 
-    Networks whose tensors are runs of numbers in their own dtype get a module at once, a few microseconds to look up.
-    Others (pages, codes, another dtype) are gathered into a buffer of their own when first used in this generation; at
-    most `staging` bytes of such buffers are kept while nobody uses them (None: all), the latest used stay longest.
+    Networks whose tensors are runs of numbers in their own dtype get a module of views. Others (pages, codes, another
+    dtype) get one that reads each tensor when a layer asks for it; or, if there may be `staging` bytes of copies (None:
+    any number), they are gathered into a buffer of their own when first used in this generation, and of such buffers
+    at most so many bytes are kept while nobody uses them: the latest used stay longest.
     """
 
-    def __init__(self, number: int, owner: Owner, tenants: Mapping[str, Tenant], *, staging: int | None = None) -> None:
+    def __init__(self, number: int, owner: Owner, tenants: Mapping[str, Tenant], *, staging: int | None = 0) -> None:
         self.number, self.owner, self.tenants = number, owner, MappingProxyType(dict(tenants))
         self._staging = staging
         self._staged: dict[str, nn.Module] = {}
@@ -50,8 +52,14 @@ class Generation:
         self._ready: dict[str, nn.Module] = {}
         for name, tenant in tenants.items():
             views = views_of(tenant, owner)
-            if views is not None and tenant.skeleton is not None:
+            if tenant.skeleton is None:
+                continue
+            if views is not None:
                 self._ready[name] = assemble(tenant.skeleton, {**views, **tenant.rest}).eval()
+            elif staging == 0:
+                net = streamed(tenant, owner)
+                if net is not None:
+                    self._ready[name] = net.eval()
 
     def lease(self, name: str) -> Lease:
         """The module of a tenant, in evaluation mode, held together with this generation."""
