@@ -3,8 +3,9 @@
     python benchmarks/pool_serving.py [--weights 65000] [--threads 8] [--seconds 5]
 
 Networks of three linear layers, twelve of them in a pool of 1.5 networks. Microseconds of one switch: the first ones
-(warm-up) apart from the median and the 99th percentile of 2,000 random ones. Then threads that switch and compute while
-another thread edits the pool, with the longest wait for a switch.
+(warm-up) apart from the median and the 99th percentile of 2,000 random ones; the same with one example run, as networks
+in pages and codes are read while they run. Then threads that switch and compute while another thread edits the pool,
+with the longest wait for a switch.
 """
 
 import argparse
@@ -39,8 +40,8 @@ def network(seed: int, weights: int) -> wb.Task:
     return wb.Task(f"network {seed}", mlp(256, width, width, 10), F.cross_entropy, (x, y), (x, y))
 
 
-def pool_of(tasks: list[wb.Task], placement: str) -> Pool:
-    pool = Pool(round(1.5 * tasks[0].layout.size))
+def pool_of(tasks: list[wb.Task], placement: str, dtype: str = "fp32", staging: int | None = 0) -> Pool:
+    pool = Pool(round(1.5 * tasks[0].layout.size), dtype=dtype, staging=staging)
     for task in tasks:
         pool.add(task, importance=torch.ones(task.layout.size), placement=placement, page_size=128)  # type: ignore[arg-type]
     return pool
@@ -66,7 +67,9 @@ def microseconds(act: Callable[[str], object], names: list[str]) -> tuple[float,
 def switch(tasks: list[wb.Task], folder: Path) -> list[tuple[str, ...]]:
     names = [task.name for task in tasks]
     models = {task.name: task.model for task in tasks}
-    extents, pages = pool_of(tasks, "extents"), pool_of(tasks, "pages")
+    extents, pages, codes = pool_of(tasks, "extents"), pool_of(tasks, "pages"), pool_of(tasks, "extents", "bfp8")
+    copies = pool_of(tasks, "pages", staging=None)
+    x = torch.randn(1, 256)
     out = torch.empty(tasks[0].layout.size)
     placements = {name: tenant.placement for name, tenant in pages.generation.tenants.items()}
     memory = pages.generation.owner.plain
@@ -81,6 +84,13 @@ def switch(tasks: list[wb.Task], folder: Path) -> list[tuple[str, ...]]:
 
         return act
 
+    def run(pool: Pool) -> Callable[[str], object]:
+        def act(name: str) -> None:
+            with torch.no_grad(), pool.use(name) as net:
+                net(x)
+
+        return act
+
     def read(name: str) -> None:
         models[name].load_state_dict(load_file(folder / f"{name}.safetensors"))
 
@@ -89,10 +99,15 @@ def switch(tasks: list[wb.Task], folder: Path) -> list[tuple[str, ...]]:
 
     ways = {
         "use, extents": use(extents),
-        "use, pages gathered before": use(pages),
+        "use, pages or codes": use(pages),
+        "use, pages gathered before": use(copies),
         "gather of 128-weight pages": lambda name: placements[name].gather(memory, out),
         "safetensors + load_state_dict": read,
         "torch.load + load_state_dict": unpickle,
+        "use and run one example, extents": run(extents),
+        "the same, pages read layer by layer": run(pages),
+        "the same, pages gathered before": run(copies),
+        "the same, 8-bit codes layer by layer": run(codes),
     }
     rows = [("way", "first", "median", "99 %")]
     for way, act in ways.items():

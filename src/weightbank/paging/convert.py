@@ -119,7 +119,7 @@ def convert(
     """Store a pool in another format, rounded so that its networks go on predicting what they predicted.
 
     Readers keep what they have; the result appears at once, or not at all if a network lost more than its tolerance on
-    held-back training data. Places stay as they are. Networks in block formats are gathered into a copy when used.
+    held-back training data. Places stay as they are.
 
     Args:
         pool: what to convert.

@@ -180,7 +180,7 @@ class Pool:
                 `share`.
             share: how much the whole network counts among the others.
             placement: "extents" (each tensor one aligned run: parameters are views), "pages" of `page_size` weights
-                (cheaper sharing, but gathered into a copy when used), or "published" (the original's pages).
+                (cheaper sharing, but read layer by layer when used), or "published" (the original's pages).
             exclusive: which parameters are not shared: a rule such as `paging.vectors` (biases and norms) or
                 `weightbank.within("head")`, or a fraction such as 0.02: that part of the weights, in the tensors with
                 the most importance per weight. By default none: tuned networks did not need it, it takes capacity.

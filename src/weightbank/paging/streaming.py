@@ -73,6 +73,8 @@ def read(owner: Owner, placement: Placement, entry: Entry) -> Tensor:
     position = placement.offset(entry.offset, entry.size)
     if position is not None:
         values = _run(owner, position, position + entry.size)
+    elif not placement.extents:
+        values = _paged(owner, placement, entry.offset, entry.offset + entry.size)
     else:
         pieces = list(_pieces(owner, placement, entry.offset, entry.offset + entry.size))
         values = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
