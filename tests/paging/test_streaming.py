@@ -1,3 +1,5 @@
+import copy
+import pickle
 import threading
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 import pooled
 import weightbank as wb
 from weightbank.data import digits
+from weightbank.errors import LayoutError
 from weightbank.formats import format_of
 from weightbank.paging import Extent, Placement, Pool
 from weightbank.paging.owner import Owner
@@ -104,6 +107,32 @@ def test_recurrent_attention_and_tied_layers(format: str) -> None:
         assert next(net.parameters()).device.type == "cpu"
         assert {name for name, _ in net.named_parameters()} >= set(task.layout.names)
         assert torch.equal(net.state_dict()["head.weight"], net.state_dict()["embed.weight"])
+
+
+def test_a_copy_is_an_ordinary_network_and_the_served_one_cannot_be_changed() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Sequence().eval()
+    x = torch.arange(24).view(4, 6) % 20
+    task = wb.Task("sequence", model, lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten()), (x, x), (x, x))
+    pool = Pool(task.layout.size + 128, dtype="bfp8")
+    pool.add(task, importance=torch.ones(task.layout.size))
+    with torch.no_grad(), pool.use("sequence") as net:
+        before = net(x)
+        own = copy.deepcopy(net)
+        assert own.head.weight is own.embed.weight
+        assert own.head.weight.data_ptr() == own.embed.weight.data_ptr()
+        own.embed.weight.zero_()
+        assert not torch.equal(own(x), before)
+        assert torch.equal(net(x), before)
+        with pytest.raises(LayoutError, match="'weight' belongs to a pool and cannot be replaced"):
+            net.embed.weight = nn.Parameter(torch.zeros(20, 8))
+        with pytest.raises(LayoutError, match="belongs to a pool"):
+            torch.func.functional_call(net, {"embed.weight": torch.zeros(20, 8)}, (x,))
+        assert torch.equal(net(x), before)
+        stored = pickle.loads(pickle.dumps(net.head))
+        assert torch.equal(stored.weight, net.head.weight)
+        assert type(stored._parameters) is dict
 
 
 class Kept(nn.Module):

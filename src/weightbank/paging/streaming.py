@@ -5,12 +5,14 @@ Here one layer's weights are there at a time, for as long as the layer computes.
 threads can run the same module.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightbank.errors import LayoutError
 from weightbank.layout import Entry
 from weightbank.paging.owner import Owner
 from weightbank.paging.placement import Placement
@@ -27,8 +29,7 @@ def streamed(tenant: Tenant, owner: Owner) -> nn.Module | None:
     blank = {entry.name: _blank(entry) for entry in tenant.layout.entries}
     net = assemble(tenant.skeleton, {**blank, **tenant.rest})
     entries = {entry.name: entry for entry in tenant.layout.entries}
-    given = dict(net.named_parameters())  # to the end of this function, so that no other object gets their ids
-    ids = {id(parameter): entries[name] for name, parameter in given.items() if name in entries}
+    ids = {id(parameter): entries[name] for name, parameter in net.named_parameters() if name in entries}
     for module in net.modules():
         own = {name: ids[id(parameter)] for name, parameter in module._parameters.items() if id(parameter) in ids}
         if own:
@@ -41,12 +42,16 @@ def streamed(tenant: Tenant, owner: Owner) -> nn.Module | None:
 
 
 class Streamed(dict[str, Any]):
-    """The parameters of one module by name; those in `own` are read from the pool anew each time."""
+    """The parameters of one module by name; those in `own` are read from the pool anew each time.
+
+    Copies of it, and so of the module, are ordinary ones with weights of their own. What gets at a dict without asking
+    it finds NaN.
+    """
 
     def __init__(
         self, parameters: Mapping[str, Any], own: Mapping[str, Entry], owner: Owner, placement: Placement
     ) -> None:
-        super().__init__({name: None if name in own else value for name, value in parameters.items()})
+        super().__init__(parameters)
         self.own, self.owner, self.placement = own, owner, placement
 
     def __getitem__(self, name: str) -> Any:
@@ -54,6 +59,27 @@ class Streamed(dict[str, Any]):
         if entry is None:
             return super().__getitem__(name)
         return nn.Parameter(read(self.owner, self.placement, entry), requires_grad=False)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self.own:
+            raise LayoutError(
+                f"parameter '{name}' belongs to a pool and cannot be replaced: copy.deepcopy(net) is a network of its "
+                "own, pool.materialise(name) an ordinary state_dict"
+            )
+        super().__setitem__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        plain = {}
+        for name, value in super().items():
+            entry = self.own.get(name)
+            if entry is None:
+                plain[name] = copy.deepcopy(value, memo)
+            else:  # tied ones stay tied
+                plain[name] = memo.setdefault(id(entry), nn.Parameter(self[name].clone(), requires_grad=False))
+        return plain
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self.items()),)
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of a dict."""
