@@ -94,9 +94,9 @@ def test_numbers_of_networks_are_those_there_are_and_the_memory_stays(members):
     assert [row["networks"] for row in experiments.networks(members, SETUP, counts=(7,))] == [3, 3, 3]
 
 
-def test_page_tables_have_four_bytes_a_page(members):
+def test_page_tables_have_two_bytes_a_page_and_a_mark(members):
     rows = list(experiments.page_sizes(members[:2], SETUP, sizes=(5, 16)))
-    assert [row["table_bytes"] for row in rows] == [2 * 10 * 4] * 2 + [2 * 3 * 4] * 2
+    assert [row["table_bytes"] for row in rows] == [2 * 10 * 3] * 2 + [2 * 3 * 3] * 2
     assert [row["page_size"] for row in rows] == [5, 5, 16, 16]
 
 

@@ -104,3 +104,12 @@ def pages(*numbers: int) -> tuple[Tensor, Tensor]:
 def test_a_placement_that_is_not_one_position_per_weight_is_refused(placement: Placement, said: str) -> None:
     with pytest.raises(LayoutError, match=said):
         placement.check(POOL)
+
+
+@pytest.mark.parametrize(("last", "size"), [(32_767, 2), (32_768, 4), (2**31, 8)])
+def test_page_tables_take_the_bytes_that_their_numbers_need(last: int, size: int) -> None:
+    placement = Placement(5, (Extent(0, 0, 1),), 2, torch.tensor([3, last]), torch.tensor([False, True]))
+    assert placement.pages.tolist() == [3, last]
+    assert placement.nbytes == 12 + 2 * size + 2
+    assert placement.index().tolist() == [6, 7, 2 * last, 2 * last + 1]
+    assert list(placement.runs()) == [(0, 1), (6, 2), (2 * last, 2)]

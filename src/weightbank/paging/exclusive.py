@@ -104,7 +104,7 @@ def set_apart(draft: Draft, name: str) -> int:
             extents[k] = replace(extent, position=position, exclusive=True)
             free[position : position + extent.length] = False
             moved += extent.length
-    pages, private = old.pages.clone(), old.private.clone()
+    pages, private = old.pages.long(), old.private.clone()
     if len(pages):
         moved += _pages_apart(old, importance, free, pages, private)
     if moved:

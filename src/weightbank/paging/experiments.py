@@ -155,6 +155,7 @@ def share(members: Sequence[Member], setup: Setup, **columns: str | int | float)
             "tuned": _tested(pool, member),
             "finite": bool(pool[member.name].mean().isfinite().all()),
             "packing": report.packing,
+            "table_bytes": report.bytes_tables,
             "bytes": report.bytes_owner + report.bytes_rest + report.bytes_tables,
             "placing_seconds": placing,
             "tuning_seconds": done.seconds,
@@ -174,11 +175,10 @@ def networks(members: Sequence[Member], setup: Setup, counts: Sequence[int] = (3
 def page_sizes(
     members: Sequence[Member], setup: Setup, sizes: Sequence[int] = (10, 100, 1_000, 10_000)
 ) -> Iterator[Row]:
-    """Pages of 10, 100, ... weights; beside the accuracies the bytes of the page tables (four per page)."""
+    """Pages of 10, 100, ... weights; beside the accuracies the bytes of the page tables."""
     for size in sizes:
-        tables = 4 * sum(math.ceil(member.task.layout.size / size) for member in members)
         how: How = "pages" if setup.placement == "extents" else setup.placement
-        yield from share(members, replace(setup, placement=how, page_size=size), page_size=size, table_bytes=tables)
+        yield from share(members, replace(setup, placement=how, page_size=size), page_size=size)
 
 
 def penalties(members: Sequence[Member], setup: Setup, weights: Sequence[float] = (0.1, 1, 10, 100)) -> Iterator[Row]:

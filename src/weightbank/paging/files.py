@@ -187,7 +187,7 @@ class _Reader:
     def _tenant(self, number: int, item: Mapping[str, Any], layout: Layout) -> Tenant:
         placement = Placement(layout.size, tuple(Extent(*extent) for extent in item["extents"]), item["page_size"])
         if item["pages"]:
-            pages, private = self._read(f"pages/{number}").long(), self._read(f"private/{number}")
+            pages, private = self._read(f"pages/{number}"), self._read(f"private/{number}")
             placement = Placement(layout.size, placement.extents, placement.page_size, pages, private)
         placement.check(self.size)
         return Tenant(

@@ -36,8 +36,17 @@ class Placement:
     size: int
     extents: tuple[Extent, ...]
     page_size: int = 1
-    pages: Int64[Tensor, " n"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    pages: Int[Tensor, " n"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Kept in the fewest bytes that hold them: two a page, as a rule."""
     private: Bool[Tensor, " n"] = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pages", _compact(self.pages))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables: three numbers an extent, and what pages take."""
+        return 12 * len(self.extents) + self.pages.nbytes + self.private.nbytes
 
     @cached_property
     def paged(self) -> tuple[slice, ...]:
@@ -80,7 +89,7 @@ class Placement:
     def index(self) -> Int64[Tensor, " L"]:
         """The position of each of the L weights that stand in pages, in their order."""
         within = torch.arange(self.page_size)
-        return (self.pages[:, None] * self.page_size + within).reshape(-1)[: self.paged_size]
+        return (self.pages.long()[:, None] * self.page_size + within).reshape(-1)[: self.paged_size]
 
     def gather(self, memory: Tensor, out: Tensor | None = None) -> Shaped[Tensor, " P"]:
         """θ, shape (P,), read from a memory of shape (N,) of any dtype; `out` takes it in another dtype, too."""
@@ -138,4 +147,13 @@ class Placement:
     def _read_pages(self, memory: Tensor) -> Tensor:
         count = len(memory) // self.page_size
         whole = memory[: count * self.page_size].view(count, self.page_size)
-        return whole.index_select(0, self.pages).view(-1)
+        return whole.index_select(0, self.pages.int() if self.pages.dtype == torch.int16 else self.pages).view(-1)
+
+
+def _compact(pages: Tensor) -> Tensor:
+    """In 16 bits, or in 32, where all numbers fit."""
+    low, high = (int(pages.min()), int(pages.max())) if len(pages) else (0, 0)
+    for dtype in (torch.int16, torch.int32):
+        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
+            return pages.to(dtype)
+    return pages

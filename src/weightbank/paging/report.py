@@ -109,7 +109,7 @@ def report_of(generation: Generation, reserve: int) -> Report:
         weights=sum(row.weights for row in rows),
         bytes_owner=owner.nbytes,
         bytes_rest=sum(row.bytes_rest for row in rows),
-        bytes_tables=sum(4 * len(placement.pages) + 12 * len(placement.extents) for placement in placements),
+        bytes_tables=sum(placement.nbytes for placement in placements),
         bytes_staged=generation.staged_bytes,
         bytes_apart=sum(4 * row.weights + row.bytes_rest for row in rows),
         occupancy=torch.bincount(count).tolist() if owner.size else [],

@@ -142,7 +142,7 @@ def _run(owner: Owner, start: int, stop: int) -> Tensor:
 def _paged(owner: Owner, placement: Placement, start: int, stop: int) -> Tensor:
     """The weights from `start` up to `stop` of those that stand in pages."""
     size = placement.page_size
-    pages = placement.pages[start // size : -(-stop // size)]
+    pages = placement.pages[start // size : -(-stop // size)].long()
     plain, skip = owner.plain, start % size
     if plain is not None:
         count = len(plain) // size
