@@ -273,3 +273,8 @@ def _deferred_interrupt(wanted: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def half_cosine(number: int, steps: int) -> float:
+    """The factor on a rate that falls from one to zero along half a cosine, at step `number` of `steps` (from 0)."""
+    return 0.5 * (1 + math.cos(math.pi * number / steps))

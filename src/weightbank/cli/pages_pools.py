@@ -13,7 +13,7 @@ from weightbank.errors import ConflictError, DataError, LayoutError, StoreError
 from weightbank.evaluation import evaluate
 from weightbank.layout import Where
 from weightbank.logs import TrainingLog
-from weightbank.paging import Pool, convert, tune, vectors
+from weightbank.paging import Converted, Pool, Tuned, convert, tune, vectors
 from weightbank.paging.importance import importance_of
 from weightbank.paging.tenant import Tenant
 from weightbank.sizes import readable
@@ -101,13 +101,7 @@ def tune_file(
     tasks = {name: task_of(pool.generation.tenant(name), models) for name in only or list(pool)}
     with nullcontext() if log is None else TrainingLog(log) as writer:
         done = tune(pool, tasks, **settings, log=None if writer is None else writer.scores)
-    if done.committed:
-        _saved(pool, file, "tuned")
-    if json:
-        show_json(done.to_dict())
-    else:
-        say(str(done))
-    return done.committed
+    return _ended(done, pool, file, "tuned", json=json)
 
 
 def convert_file(
@@ -124,23 +118,23 @@ def convert_file(
     pool = Pool.open(file)
     names = [] if only is None else only or list(pool)
     done = convert(pool, dtype, {name: task_of(pool.generation.tenant(name), models) for name in names}, **settings)
+    return _ended(done, pool, output or file, "converted", json=json)
+
+
+def _ended(done: Tuned | Converted, pool: Pool, file: Path, what: str, *, json: bool) -> bool:
+    """Save what may have taken hours, beside the file if others have saved to it, and tell; True if committed."""
     if done.committed:
-        _saved(pool, output or file, "converted")
+        try:
+            pool.save(file)
+        except ConflictError as error:
+            aside = file.with_name(f"{file.stem}.{what}{file.suffix}")
+            pool.save(aside)
+            raise ConflictError(f"{file}: was replaced while it was {what}; the {what} pool is {aside}") from error
     if json:
         show_json(done.to_dict())
     else:
         say(str(done))
     return done.committed
-
-
-def _saved(pool: Pool, file: Path, done: str) -> None:
-    """Save what may have taken hours, beside the file if others have saved to it."""
-    try:
-        pool.save(file)
-    except ConflictError as error:
-        aside = file.with_name(f"{file.stem}.{done}{file.suffix}")
-        pool.save(aside)
-        raise ConflictError(f"{file}: was replaced while it was {done}; the {done} pool is {aside}") from error
 
 
 def evaluate_file(file: Path, name: str | None, models: Sequence[str] | None, *, json: bool) -> None:

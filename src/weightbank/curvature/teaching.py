@@ -5,6 +5,8 @@ arXiv 1503.02531). Its second derivative in the weights is the Gauss-Newton matr
 that act each for itself it is ½ Σ h δ².
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +15,15 @@ from torch import Tensor
 from weightbank.curvature.heads import Head, loss_itself
 from weightbank.curvature.losses import head_of
 from weightbank.errors import CurvatureError
-from weightbank.types import Loss
+from weightbank.task import Task, as_pair
+from weightbank.types import Batches, Flat, Inputs, Loss
+
+STEPS = 200
+"""Of rounding by example, unless another number is asked for."""
+REACH = 1.0
+"""How far all of them together may move a weight, in steps of its format. Halving or doubling it changes little."""
+CHECKS = 4
+"""Candidates looked at on the way."""
 
 
 def divergence(loss: Loss, output: Any, reference: Any, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,6 +41,27 @@ def mean_divergence(loss: Loss, output: Any, reference: Any, target: Tensor) -> 
     """The same per unit; zero where no position has a label."""
     total, units = divergence(loss, output, reference, target)
     return total / units.clamp(min=torch.finfo(units.dtype).tiny)
+
+
+def divergence_on(
+    data: Batches, task: Task, predict: Callable[[Inputs], Any], taught: Callable[[Inputs], Any]
+) -> float:
+    """Of `predict` from `taught` over all batches, per unit; NaN where no position has a label."""
+    total, units = 0.0, 0.0
+    for batch in data:
+        x, y = as_pair(batch, task.device, f"{task.name}: held-back data")
+        with torch.no_grad():
+            far, count = divergence(task.loss, predict(x), taught(x), y)
+        total, units = total + float(far), units + float(count)
+    return total / units if units else math.nan
+
+
+def step_scaled(optimizer: torch.optim.Optimizer, values: Flat, spread: Flat) -> None:
+    """One step of an optimizer of `values`, (N,), in units of `spread` at each of them."""
+    with torch.no_grad():
+        before = values.clone()
+        optimizer.step()
+        torch.lerp(before, values, spread, out=values)
 
 
 def _head(loss: Loss, output: Any, target: Tensor) -> Head:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightbank.curvature.teaching import divergence, mean_divergence
+from weightbank.curvature.teaching import CHECKS, REACH, STEPS, divergence_on, mean_divergence, step_scaled
 from weightbank.distributions.packed import Choice, PackedWeights, pack
 from weightbank.errors import DataError, DivergedError
 from weightbank.formats import Format
@@ -26,14 +27,10 @@ from weightbank.formats.spacing import RUN, step_sizes
 from weightbank.layout import Layout
 from weightbank.progress import progress
 from weightbank.streams import split
-from weightbank.task import Source, Task, as_pair
+from weightbank.task import Source, Task
+from weightbank.training import half_cosine
 from weightbank.types import Batches, Flat
 from weightbank.undisturbed import undisturbed
-
-STEPS = 200
-REACH = 1.0
-"""How far all steps together may move a weight, in steps of its format."""
-CHECKS = 4
 
 
 @dataclass(frozen=True)
@@ -153,22 +150,13 @@ class _Run:
         if not math.isfinite(float(far.detach()) + float(self.memory.grad.sum())):
             raise DivergedError(f"{self.task.name}: predictions or gradients are NaN or infinite at step {number}")
         for group in self.adam.param_groups:
-            group["lr"] = 2 * REACH / self.steps * 0.5 * (1 + math.cos(math.pi * number / self.steps))
-        before = self.memory.detach().clone()
-        self.adam.step()
-        with torch.no_grad():
-            torch.lerp(before, self.memory, self.spread, out=self.memory)
+            group["lr"] = 2 * REACH / self.steps * half_cosine(number, self.steps)
+        step_scaled(self.adam, self.memory, self.spread)
         self.seen = rounded(self.memory.detach(), self.task.layout, self.formats)
 
     def moved(self, data: Batches) -> float:
         """How far predictions are from those of the exact weights, per unit of the loss."""
-        total, units = 0.0, 0.0
-        for batch in data:
-            x, y = as_pair(batch, self.task.device, f"{self.task.name}: held-back data")
-            with torch.no_grad():
-                far, count = divergence(self.task.loss, self._predict(self.seen, x), self._taught(x), y)
-            total, units = total + float(far), units + float(count)
-        return total / units if units else math.nan
+        return divergence_on(data, self.task, partial(self._predict, self.seen), self._taught)
 
     def _taught(self, x: Any) -> Any:
         with torch.no_grad():

@@ -12,13 +12,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from weightbank.curvature.teaching import divergence, mean_divergence
+from weightbank.curvature.teaching import CHECKS, REACH, STEPS, divergence_on, mean_divergence, step_scaled
 from weightbank.errors import DataError
 from weightbank.formats import Format, format_of
 from weightbank.formats.spacing import RUN, step_sizes
@@ -30,17 +31,12 @@ from weightbank.paging.tied import Settings, Tied
 from weightbank.paging.tune import HOLD
 from weightbank.progress import progress
 from weightbank.sizes import readable
-from weightbank.task import Source, Task, apply, as_pair
+from weightbank.task import Source, Task, apply
 from weightbank.types import Flat, Inputs
 from weightbank.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from weightbank.paging.pool import Pool
-
-STEPS = 200
-REACH = 1.0
-"""How far all steps together may move a position, in steps of the format. Halving or doubling it changes little."""
-CHECKS = 4
 
 
 @dataclass(frozen=True)
@@ -241,16 +237,12 @@ class Taught(Tied):
         """By how much the predictions of each network on held-back data moved, per example."""
         found = {}
         for name, task in self.tasks.items():
-            total, units = 0.0, 0.0
-            self.bounds[name].pull()
-            for batch in self.judged[name][1]:
-                x, y = as_pair(batch, task.device, f"{name}: held-back data")
-                with torch.no_grad():
-                    output = apply(self.bounds[name].net.eval(), x)
-                    far, count = divergence(task.loss, output, self._taught(name, x), y)
-                total, units = total + float(far), units + float(count)
-            self.bounds[name].release()
-            found[name] = total / units if units else math.nan
+            bound = self.bounds[name]
+            bound.pull()
+            found[name] = divergence_on(
+                self.judged[name][1], task, partial(apply, bound.net.eval()), partial(self._taught, name)
+            )
+            bound.release()
         return found
 
     def _loss(self, name: str, net: nn.Module, x: Inputs, y: Tensor) -> Tensor:
@@ -266,6 +258,4 @@ class Taught(Tied):
         return output
 
     def _move(self) -> None:
-        before = self.draft.values.clone()
-        super()._move()
-        torch.lerp(before, self.draft.values, self.spread, out=self.draft.values)
+        step_scaled(self.adam, self.draft.values, self.spread)

@@ -97,7 +97,7 @@ class Placement:
         for extent in self.extents:
             out[extent.start : extent.start + extent.length] = memory[extent.position : extent.position + extent.length]
         if len(self.pages):
-            at, rest = 0, self._read_pages(memory)
+            at, rest = 0, self.read_pages(memory)
             for part in self.paged:
                 out[part] = rest[at : at + part.stop - part.start]
                 at += part.stop - part.start
@@ -144,10 +144,11 @@ class Placement:
                 )
             end = position + length
 
-    def _read_pages(self, memory: Tensor) -> Tensor:
+    def read_pages(self, memory: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """The numbers on the pages from `first` up to `last` of the table, page after page."""
         count = len(memory) // self.page_size
         whole = memory[: count * self.page_size].view(count, self.page_size)
-        return whole.index_select(0, self.pages.int() if self.pages.dtype == torch.int16 else self.pages).view(-1)
+        return whole.index_select(0, self.pages[first:last].long()).view(-1)
 
 
 def _compact(pages: Tensor) -> Tensor:

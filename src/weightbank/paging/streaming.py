@@ -142,12 +142,11 @@ def _run(owner: Owner, start: int, stop: int) -> Tensor:
 def _paged(owner: Owner, placement: Placement, start: int, stop: int) -> Tensor:
     """The weights from `start` up to `stop` of those that stand in pages."""
     size = placement.page_size
-    pages = placement.pages[start // size : -(-stop // size)].long()
-    plain, skip = owner.plain, start % size
+    first, last, skip = start // size, -(-stop // size), start % size
+    plain = owner.plain
     if plain is not None:
-        count = len(plain) // size
-        rows = plain[: count * size].view(count, size).index_select(0, pages)
-        return rows.view(-1)[skip : skip + stop - start]
+        return placement.read_pages(plain, first, last)[skip : skip + stop - start]
+    pages = placement.pages[first:last].long()
     columns = owner.format.columns
     _, tile = owner.format.span(0, min(columns, owner.size))
     tiles = owner.raw.view(-1, tile)

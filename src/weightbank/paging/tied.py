@@ -21,6 +21,7 @@ from weightbank.paging.draft import Draft, importance_kept
 from weightbank.paging.statistics import Shared
 from weightbank.streams import Stream
 from weightbank.task import Task, apply
+from weightbank.training import half_cosine
 from weightbank.types import Inputs
 
 
@@ -78,7 +79,7 @@ class Tied:
         if self._held is not None:
             self.gradient.addcmul_(self._held.precision, self.draft.values).sub_(self._held.moment)
         for group in self.adam.param_groups:
-            group["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * number / self.settings.steps))
+            group["lr"] = self.settings.lr * half_cosine(number, self.settings.steps)
         self._move()
         if not math.isfinite(float(self.draft.values.sum())):
             raise DivergedError(f"the pool became NaN or infinite at step {number}; lower the learning rate")
