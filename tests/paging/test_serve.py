@@ -203,18 +203,18 @@ def tuned_again(pool: Pool) -> Callable[[], object]:
     return edit
 
 
-@pytest.mark.parametrize("placement", ["extents", "pages"])
-def test_readers_get_the_answers_of_their_generation_while_others_commit(placement: str) -> None:
-    pool = pooled.filled(placement=placement)
+@pytest.mark.parametrize(("placement", "format"), [("extents", "fp32"), ("pages", "fp32"), ("extents", "bfp8")])
+def test_readers_get_the_answers_of_their_generation_while_others_commit(placement: str, format: str) -> None:
+    pool = pooled.filled(placement=placement, dtype=format)
     answers, seen = serve_while(pool, tuned_again(pool), seconds=1.0, threads=3)
     assert answers > 20
     assert len(seen) >= 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["extents", "pages"])
-def test_eight_threads_for_twenty_seconds(placement: str) -> None:
-    pool = pooled.filled(placement=placement)
+@pytest.mark.parametrize(("placement", "format"), [("extents", "fp32"), ("pages", "fp32"), ("extents", "bfp8")])
+def test_eight_threads_for_twenty_seconds(placement: str, format: str) -> None:
+    pool = pooled.filled(placement=placement, dtype=format)
     answers, seen = serve_while(pool, tuned_again(pool), seconds=20.0, threads=8, generations=11)
     assert answers > 1_000
     assert len(seen) > 10
